@@ -1,0 +1,4 @@
+//! What may be asked of the engine, and how it answers and refuses.
+
+pub mod error;
+pub mod request;
