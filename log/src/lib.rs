@@ -3,8 +3,10 @@
 //! Synchronous, without a runtime. Table of contents only; `docs/design/format.md` has the bytes.
 #![forbid(unsafe_code)]
 
+mod disk;
 mod ids;
 mod journal;
 
+pub use disk::{Disk, DiskFile, DiskLock, OpenMode, StdDisk, is_out_of_space};
 pub use ids::{Index, SegmentId, Sequence, ShardId, StreamId, Term, Timestamp};
 pub use journal::{Damage, DamageReason, Entry, Journal, Message, MessageRef, Read};
