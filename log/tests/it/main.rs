@@ -1,0 +1,4 @@
+//! Tests of the log through its public face, in one binary.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod envelope;
