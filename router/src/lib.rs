@@ -4,6 +4,13 @@
 
 pub mod api;
 pub mod consumer;
+mod driver;
 pub mod interest;
+mod router;
+mod stats;
 pub mod stream;
 pub mod wire;
+
+pub use driver::command::{Acknowledgement, FlowControlReply, Full, Pull, StreamPublish};
+pub use router::{AnswerTicket, PublishTicket, ReadyTicket, Router, RouterOptions, TicketFuture};
+pub use stats::{Health, RouterStats};

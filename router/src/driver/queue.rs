@@ -1,0 +1,165 @@
+//! The bounded queue between all handles and the one driver.
+//!
+//! Invariant: a sleeping driver has seen the queue empty after it said that it sleeps, so that a
+//! producer wakes it exactly when it must.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::driver::command::{Command, Full};
+
+/// Bounds of the queue.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct QueueLimits {
+    pub(crate) commands: usize,
+    pub(crate) bytes: usize,
+}
+
+#[derive(Default)]
+struct Waiting {
+    commands: VecDeque<Command>,
+    bytes: usize,
+    asleep: bool,
+    closed: bool,
+    /// Those who were told "full" and wait for room. One entry per waiter, each dropped when it fires.
+    room: Vec<oneshot::Sender<()>>,
+}
+
+pub(crate) struct Queue {
+    limits: QueueLimits,
+    waiting: Mutex<Waiting>,
+    wake: Condvar,
+}
+
+/// What [`Queue::take`] found.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Taken {
+    Commands,
+    TimedOut,
+    /// No handle will send any more, and everything was taken.
+    Closed,
+}
+
+impl Queue {
+    pub(crate) fn new(limits: QueueLimits) -> Self {
+        assert!(limits.commands > 0 && limits.bytes > 0, "a queue without room deadlocks its callers");
+        Self { limits, waiting: Mutex::default(), wake: Condvar::new() }
+    }
+
+    // Nothing in this file panics while it holds the lock.
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a command, or gives it back. A command larger than all room is taken by an empty queue.
+    pub(crate) fn push(&self, command: Command) -> Result<(), Full<Command>> {
+        let bytes = command.bytes();
+        let mut waiting = self.lock();
+        let no_room = waiting.commands.len() >= self.limits.commands
+            || (waiting.bytes + bytes > self.limits.bytes && !waiting.commands.is_empty());
+        if waiting.closed || no_room {
+            return Err(Full(command));
+        }
+        waiting.bytes += bytes;
+        waiting.commands.push_back(command);
+        let wake = std::mem::take(&mut waiting.asleep);
+        drop(waiting);
+        if wake {
+            self.wake.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Resolves when there is room again (or the queue is closed).
+    pub(crate) fn when_ready(&self) -> oneshot::Receiver<()> {
+        let (sender, receiver) = oneshot::channel();
+        let mut waiting = self.lock();
+        if waiting.closed || self.has_room(&waiting) {
+            drop(waiting);
+            // The receiver is in our hands: it is there.
+            sender.send(()).expect("the receiver was not dropped");
+        } else {
+            waiting.room.retain(|waiter| !waiter.is_closed());
+            waiting.room.push(sender);
+        }
+        receiver
+    }
+
+    // Half empty: a waiter that wakes for one free slot would be back at once.
+    fn has_room(&self, waiting: &Waiting) -> bool {
+        waiting.commands.len() <= self.limits.commands / 2 && waiting.bytes <= self.limits.bytes / 2
+    }
+
+    /// Moves up to `commands_max` commands of about `bytes_max` bytes to `out`. Waits for the first one
+    /// up to `timeout` (`None`: for ever).
+    pub(crate) fn take(
+        &self,
+        out: &mut VecDeque<Command>,
+        commands_max: usize,
+        bytes_max: usize,
+        timeout: Option<Duration>,
+    ) -> Taken {
+        let mut waiting = self.lock();
+        if waiting.commands.is_empty() {
+            if waiting.closed {
+                return Taken::Closed;
+            }
+            if timeout == Some(Duration::ZERO) {
+                return Taken::TimedOut;
+            }
+            waiting.asleep = true;
+            let slept = |waiting: &mut Waiting| waiting.commands.is_empty() && !waiting.closed;
+            waiting = match timeout {
+                None => self.wake.wait_while(waiting, slept).unwrap_or_else(PoisonError::into_inner),
+                Some(timeout) => {
+                    self.wake
+                        .wait_timeout_while(waiting, timeout, slept)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
+                }
+            };
+            waiting.asleep = false;
+            if waiting.commands.is_empty() {
+                return if waiting.closed { Taken::Closed } else { Taken::TimedOut };
+            }
+        }
+        let mut bytes = 0;
+        if waiting.commands.len() <= commands_max && waiting.bytes <= bytes_max && out.is_empty() {
+            // The usual case moves everything by exchanging the buffers.
+            std::mem::swap(&mut waiting.commands, out);
+            waiting.bytes = 0;
+        } else {
+            while out.len() < commands_max && bytes < bytes_max {
+                let Some(command) = waiting.commands.pop_front() else { break };
+                bytes += command.bytes();
+                out.push_back(command);
+            }
+            waiting.bytes -= bytes;
+        }
+        let woken = if self.has_room(&waiting) { std::mem::take(&mut waiting.room) } else { Vec::new() };
+        drop(waiting);
+        for waiter in woken {
+            // A waiter that went away needs no room.
+            drop(waiter.send(()));
+        }
+        Taken::Commands
+    }
+
+    /// No more commands are taken in; what waits is still handed out.
+    pub(crate) fn close(&self) {
+        let mut waiting = self.lock();
+        waiting.closed = true;
+        let woken = std::mem::take(&mut waiting.room);
+        drop(waiting);
+        self.wake.notify_one();
+        for waiter in woken {
+            drop(waiter.send(()));
+        }
+    }
+
+    /// How many commands wait.
+    pub(crate) fn depth(&self) -> usize {
+        self.lock().commands.len()
+    }
+}

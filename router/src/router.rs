@@ -1,0 +1,266 @@
+//! The handle: what an embedding program and the protocol endpoints hold. Cheap to clone; every call is
+//! bounded and gives refused work back.
+
+use std::future::{Future, IntoFuture};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+
+use crate::api::error::{ApiError, PublishRefusal};
+use crate::api::request::{AckKind, AckTarget, Answer, PublishOutcome, PullRequest, Request};
+use crate::driver::command::{
+    Acknowledgement, Command, FlowControlReply, Full, PublishReply, Pull, StreamPublish, Then,
+};
+use crate::driver::queue::{Queue, QueueLimits};
+use crate::stats::{Health, RouterStats};
+
+/// Bounds and sizes of a router. Every field has a default that suits one node.
+#[derive(Clone, Debug)]
+pub struct RouterOptions {
+    /// Commands that may wait for the driver. Default 65,536.
+    pub queue_commands_max: usize,
+    /// Bytes that may wait for the driver. Default 64 MiB.
+    pub queue_bytes_max: usize,
+    /// Commands of one batch, which share one sync. Default 4,096.
+    pub batch_commands_max: usize,
+    /// Bytes of one batch. Default 2 MiB; it must fit one frame of the log.
+    pub batch_bytes_max: usize,
+    /// Streams of one shard. Default 65,536.
+    pub streams_max: usize,
+    /// Largest headers + payload of a message. Default 8 MiB, which is the most a frame can hold with ease.
+    pub message_bytes_max: usize,
+}
+
+impl Default for RouterOptions {
+    fn default() -> Self {
+        Self {
+            queue_commands_max: 65_536,
+            queue_bytes_max: 64 << 20,
+            batch_commands_max: 4_096,
+            batch_bytes_max: 2 << 20,
+            streams_max: 65_536,
+            message_bytes_max: 8 << 20,
+        }
+    }
+}
+
+/// What all handles share with the driver.
+pub(crate) struct Shared {
+    pub(crate) queue: Queue,
+    pub(crate) stats: Mutex<RouterStats>,
+    pub(crate) health: Mutex<Health>,
+}
+
+impl Shared {
+    pub(crate) fn new(options: &RouterOptions) -> Self {
+        let limits = QueueLimits { commands: options.queue_commands_max, bytes: options.queue_bytes_max };
+        Self { queue: Queue::new(limits), stats: Mutex::default(), health: Mutex::default() }
+    }
+}
+
+/// The handle of a running router. Clones share it.
+#[derive(Clone)]
+pub struct Router {
+    shared: Arc<Shared>,
+}
+
+impl Router {
+    /// Hands a publish to the stream that captures it; the ack goes to its reply subject when it is durable.
+    /// Gives it back when the queue is full.
+    pub fn offer_publish(&self, publish: StreamPublish) -> Result<(), Full<StreamPublish>> {
+        let command = Command::Publish { publish, reply: PublishReply::Wire };
+        self.shared.queue.push(command).map_err(|Full(command)| match command {
+            Command::Publish { publish, .. } => Full(publish),
+            Command::Request { .. }
+            | Command::Acknowledge(_)
+            | Command::Pull(_)
+            | Command::FlowControl(_)
+            | Command::InterestChanged { .. } => unreachable!("the queue gives back what it was given"),
+        })
+    }
+
+    /// Resolves when the queue has room again.
+    #[must_use]
+    pub fn when_ready(&self) -> ReadyTicket {
+        ReadyTicket(self.shared.queue.when_ready())
+    }
+
+    /// Asks the engine. What the answer says is durable when it arrives.
+    pub fn request(&self, request: Request) -> Result<AnswerTicket, Full<Request>> {
+        let (sender, receiver) = oneshot::channel();
+        // Who dropped the ticket does not want the answer.
+        self.request_then(request, Box::new(move |answer| drop(sender.send(answer))))?;
+        Ok(AnswerTicket(receiver))
+    }
+
+    /// As [`Router::request`]; `then` is called with the answer on the driver thread and must not block.
+    pub fn request_then(&self, request: Request, then: Then) -> Result<(), Full<Request>> {
+        let command = Command::Request { request: Box::new(request), then };
+        self.shared.queue.push(command).map_err(|Full(command)| match command {
+            Command::Request { request, .. } => Full(*request),
+            Command::Publish { .. }
+            | Command::Acknowledge(_)
+            | Command::Pull(_)
+            | Command::FlowControl(_)
+            | Command::InterestChanged { .. } => unreachable!("the queue gives back what it was given"),
+        })
+    }
+
+    /// Tells a consumer what a client says of a delivery. With `reply`, an empty message goes there once
+    /// the ack is durable.
+    pub fn ack(
+        &self,
+        target: AckTarget,
+        kind: AckKind,
+        reply: Option<Bytes>,
+    ) -> Result<(), Full<Acknowledgement>> {
+        let command = Command::Acknowledge(Box::new(Acknowledgement { target, kind, reply }));
+        self.shared.queue.push(command).map_err(|Full(command)| match command {
+            Command::Acknowledge(acknowledgement) => Full(*acknowledgement),
+            Command::Publish { .. }
+            | Command::Request { .. }
+            | Command::Pull(_)
+            | Command::FlowControl(_)
+            | Command::InterestChanged { .. } => unreachable!("the queue gives back what it was given"),
+        })
+    }
+
+    /// Asks a pull consumer for messages; they and the status messages go to `reply`.
+    pub fn pull(
+        &self,
+        stream: String,
+        consumer: String,
+        request: PullRequest,
+        reply: Bytes,
+    ) -> Result<(), Full<Pull>> {
+        let command = Command::Pull(Box::new(Pull { stream, consumer, request, reply }));
+        self.shared.queue.push(command).map_err(|Full(command)| match command {
+            Command::Pull(pull) => Full(*pull),
+            Command::Publish { .. }
+            | Command::Request { .. }
+            | Command::Acknowledge(_)
+            | Command::FlowControl(_)
+            | Command::InterestChanged { .. } => unreachable!("the queue gives back what it was given"),
+        })
+    }
+
+    /// A client answered a flow-control message.
+    pub fn flow_control(
+        &self,
+        stream: String,
+        consumer: String,
+        token: u64,
+    ) -> Result<(), Full<FlowControlReply>> {
+        let command = Command::FlowControl(Box::new(FlowControlReply { stream, consumer, token }));
+        self.shared.queue.push(command).map_err(|Full(command)| match command {
+            Command::FlowControl(reply) => Full(*reply),
+            Command::Publish { .. }
+            | Command::Request { .. }
+            | Command::Acknowledge(_)
+            | Command::Pull(_)
+            | Command::InterestChanged { .. } => unreachable!("the queue gives back what it was given"),
+        })
+    }
+
+    /// Counters and sizes.
+    #[must_use]
+    pub fn stats(&self) -> RouterStats {
+        let mut stats = self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        stats.queued_commands = self.shared.queue.depth() as u64;
+        stats
+    }
+
+    /// Whether it stores, and if not, why.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.shared.health.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// The outcome of a publish, once it is durable. Await it, or [`PublishTicket::wait`] blocks for it.
+/// *Cancel safety*: dropping it does not undo the publish.
+#[derive(Debug)]
+pub struct PublishTicket(pub(crate) oneshot::Receiver<PublishOutcome>);
+
+/// The answer to a request. Await it, or [`AnswerTicket::wait`] blocks for it.
+/// *Cancel safety*: dropping it does not undo the request.
+#[derive(Debug)]
+pub struct AnswerTicket(oneshot::Receiver<Answer>);
+
+/// Room in the queue. Await it, or [`ReadyTicket::wait`] blocks for it. *Cancel safety*: may be dropped.
+#[derive(Debug)]
+pub struct ReadyTicket(oneshot::Receiver<()>);
+
+impl PublishTicket {
+    /// Blocks until the outcome is durable.
+    #[must_use]
+    pub fn wait(self) -> PublishOutcome {
+        self.0.recv().unwrap_or_else(|_| lost_publish())
+    }
+}
+
+impl AnswerTicket {
+    /// Blocks until the answer is there.
+    pub fn wait(self) -> Answer {
+        self.0.recv().unwrap_or(Err(ApiError::LogFailed))
+    }
+}
+
+impl ReadyTicket {
+    /// Blocks until there is room.
+    pub fn wait(self) {
+        // A sender that is gone means a closed router: the next push says so.
+        self.0.recv().unwrap_or(());
+    }
+}
+
+// The driver never drops a ticket while its log works.
+fn lost_publish() -> PublishOutcome {
+    PublishOutcome { stream: String::new(), result: Err(PublishRefusal::LogFailed) }
+}
+
+/// A ticket that is being awaited.
+#[derive(Debug)]
+pub struct TicketFuture<T> {
+    receiver: oneshot::AsyncReceiver<T>,
+    /// What it resolves to when the driver has gone.
+    lost: fn() -> T,
+}
+
+impl<T> Future for TicketFuture<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        let lost = self.lost;
+        Pin::new(&mut self.receiver).poll(context).map(|value| value.unwrap_or_else(|_| lost()))
+    }
+}
+
+impl IntoFuture for PublishTicket {
+    type Output = PublishOutcome;
+    type IntoFuture = TicketFuture<PublishOutcome>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        TicketFuture { receiver: self.0.into_future(), lost: lost_publish }
+    }
+}
+
+impl IntoFuture for AnswerTicket {
+    type Output = Answer;
+    type IntoFuture = TicketFuture<Answer>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        TicketFuture { receiver: self.0.into_future(), lost: || Err(ApiError::LogFailed) }
+    }
+}
+
+impl IntoFuture for ReadyTicket {
+    type Output = ();
+    type IntoFuture = TicketFuture<()>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        TicketFuture { receiver: self.0.into_future(), lost: || () }
+    }
+}
