@@ -74,6 +74,10 @@ pub enum DamageReason {
     Misplaced,
     #[error("the disk failed to read it")]
     Io,
+    #[error("the frame does not follow the one before it")]
+    Chain,
+    #[error("the segment is not there")]
+    Missing,
 }
 
 /// The engine's view of a log. `Log` is the real one; tests use a list in memory.

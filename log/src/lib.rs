@@ -5,11 +5,23 @@
 
 mod disk;
 pub mod envelope;
+mod error;
 mod ids;
 mod journal;
+mod log;
+mod memory;
+mod options;
 mod random;
+mod report;
 
 pub use disk::{Disk, DiskFile, DiskLock, OpenMode, StdDisk, is_out_of_space};
+pub use error::{CloseError, DiskFailed, MaintainError, OpenError, RollError, SyncError, WriteError};
 pub use ids::{Index, SegmentId, Sequence, ShardId, StreamId, Term, Timestamp};
 pub use journal::{Damage, DamageReason, Entry, Journal, Message, MessageRef, Read};
+pub use log::{Log, Opened, Replay};
+pub use memory::{MemoryJournal, Pushed};
+pub use options::LogOptions;
 pub use random::SeededRandom;
+pub use report::{
+    LogStats, Maintained, RecoveryReport, Replayed, ReplayedRecord, RunSubject, RunSummary, Snapshot, Tail,
+};
