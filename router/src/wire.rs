@@ -30,6 +30,8 @@ pub enum DeliveryStatus {
     NoMessages,
     /// 408, what the request still lacked.
     RequestTimeout { messages: u32, bytes: u64 },
+    /// 408, to a request that does not wait: those before it will take what there is.
+    RequestsPending,
     /// 409
     MessageSizeExceedsMaxBytes { messages: u32, bytes: u64 },
     /// 409, after as many bytes or messages as asked.

@@ -6,9 +6,9 @@ use bytes::Bytes;
 use crate::api::error::ApiError;
 use crate::api::request::{AckKind, AckTarget, PullRequest};
 use crate::consumer::{
-    ConsumerConfig, ConsumerId, ConsumerInfo, ConsumerOutput, ConsumerRecord, ConsumerSnapshot, StreamView,
+    ConsumerConfig, ConsumerId, ConsumerInfo, ConsumerOutput, ConsumerRecord, ConsumerSnapshot,
 };
-use crate::stream::StreamConfig;
+use crate::stream::{StreamConfig, StreamView};
 
 /// One consumer: pure, owned by its stream.
 ///
@@ -79,6 +79,12 @@ impl Consumer {
         _view: &mut StreamView<'_>,
         _out: &mut Vec<ConsumerOutput>,
     ) {
+        unimplemented!()
+    }
+
+    /// Whether to emit [`ConsumerOutput::Acked`]; it does until told otherwise. A stream that keeps
+    /// messages by its limits alone has no use for them.
+    pub fn signal_acks(&mut self, _wanted: bool) {
         unimplemented!()
     }
 
@@ -188,7 +194,14 @@ impl Consumer {
         unimplemented!()
     }
 
-    pub fn info(&self, _now: Timestamp) -> ConsumerInfo {
+    /// What of the state does not fit one frame: records to store right after the snapshot and to
+    /// apply after [`Consumer::restore`]. Mostly none.
+    pub fn snapshot_rest(&self) -> Vec<ConsumerRecord> {
+        unimplemented!()
+    }
+
+    /// The figures; drops pull requests that have ended.
+    pub fn info(&mut self, _now: Timestamp, _has_interest: &dyn Fn(&[u8]) -> bool) -> ConsumerInfo {
         unimplemented!()
     }
 

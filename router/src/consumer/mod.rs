@@ -10,7 +10,7 @@ pub use config::{
     ReplayPolicy,
 };
 pub use machine::Consumer;
-pub use output::{ConsumerOutput, Delivery, LastBySubject, StreamView};
+pub use output::{ConsumerOutput, Delivery};
 pub use record::{
     ConsumerId, ConsumerRecord, ConsumerSnapshot, DeliveryRun, PendingRow, Redelivery, SequenceRun,
 };

@@ -1,34 +1,10 @@
-//! The seam between a consumer and the stream that owns it: what it is shown, and what it asks for.
+//! The seam between a consumer and the stream that owns it: what it asks for.
 
-use beamlog_log::{Damage, Journal, Message, Sequence, StreamId};
+use beamlog_log::{Damage, Message, Sequence};
 use bytes::Bytes;
-use roaring::RoaringTreemap;
 
 use crate::consumer::ConsumerRecord;
 use crate::wire::{Advisory, DeliveryStatus};
-
-/// The per-subject figures of a stream.
-pub trait LastBySubject {
-    /// Calls `found(last sequence, messages)` for each subject that the filter matches and that has
-    /// messages, in any order. Looks a subject without wildcards up without visiting the others.
-    fn matching(&self, filter: &[u8], found: &mut dyn FnMut(Sequence, u64));
-}
-
-/// What a consumer may see of its stream while it is handled.
-pub struct StreamView<'a> {
-    pub id: StreamId,
-    /// First message, or `last + 1` when there is none.
-    pub first: Sequence,
-    pub last: Sequence,
-    pub messages: u64,
-    /// Removed messages between `first` and `last`.
-    pub deleted: &'a RoaringTreemap,
-    pub journal: &'a mut dyn Journal,
-    pub last_by_subject: &'a dyn LastBySubject,
-    /// Whether anybody listens on a subject now: a pull request nobody listens for is dropped before
-    /// a message is spent on it.
-    pub has_interest: &'a dyn Fn(&[u8]) -> bool,
-}
 
 /// One message on its way to a client.
 #[derive(Clone, Debug, Eq, PartialEq)]

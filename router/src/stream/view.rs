@@ -39,4 +39,7 @@ pub struct StreamView<'a> {
     pub deleted: &'a RoaringTreemap,
     pub journal: &'a mut dyn Journal,
     pub last_by_subject: &'a dyn LastBySubject,
+    /// Whether anybody listens on a subject now: a pull request that nobody listens for is dropped before
+    /// a message is spent on it.
+    pub has_interest: &'a dyn Fn(&[u8]) -> bool,
 }
