@@ -5,10 +5,12 @@
 pub mod api;
 pub mod consumer;
 mod driver;
+pub mod headers;
 pub mod interest;
 mod router;
 mod stats;
 pub mod stream;
+pub mod subject;
 pub mod wire;
 
 pub use driver::command::{Acknowledgement, FlowControlReply, Full, Pull, StreamPublish};

@@ -1,5 +1,21 @@
 //! Interest: who wants which subject now. Read-mostly, shared by all connections and the driver;
 //! unstored messages go from here straight into subscribers' buffers.
+//!
+//! * `index`: the tables. Literal filters in sharded maps, wildcard filters in sharded tries; a
+//!   subscription touches one shard, so thousands of short connections cost each other nothing.
+//! * `route`: a caller's [`RouteCache`] and the way of one message to its receivers.
+//! * `watch`: telling the driver when somebody starts or stops to listen on a deliver subject.
+
+mod index;
+mod route;
+mod watch;
+
+use std::sync::Arc;
+
+pub use index::SubscriptionKey;
+pub use route::{RouteCache, Routed};
+
+use crate::subject::InvalidSubject;
 
 /// A message on its way to subscribers. Nothing is copied until a subscriber takes it.
 #[derive(Clone, Copy, Debug)]
@@ -18,7 +34,10 @@ pub struct Envelope<'a> {
 /// What a subscriber did with a message.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Offered {
+    /// It holds the message, and whoever offered it must flush.
     Taken,
+    /// It holds the message; somebody who offered earlier has yet to flush, and will.
+    Joined,
     /// It does not want this one (no echo), or its subscription has ended.
     Refused,
 }
@@ -30,4 +49,102 @@ pub trait Subscriber: Send + Sync {
 
     /// The sender's batch ends here: write out what was taken.
     fn flush(&self);
+}
+
+/// The interest index. One per node; share it by `Arc`.
+pub struct Interest {
+    index: index::Index,
+    watched: watch::Watched,
+}
+
+impl std::fmt::Debug for Interest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Interest").finish_non_exhaustive()
+    }
+}
+
+impl Default for Interest {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Interest {
+    #[must_use]
+    pub fn new() -> Self {
+        Self { index: index::Index::new(), watched: watch::Watched::default() }
+    }
+
+    /// Adds a subscription: messages that `filter` matches are offered to `subscriber` with `id`. Of the
+    /// subscriptions with the same `queue` one gets each message. Every message routed after the return
+    /// sees it.
+    ///
+    /// # Errors
+    /// The filter is illegal.
+    pub fn subscribe(
+        &self,
+        filter: &[u8],
+        queue: Option<&[u8]>,
+        subscriber: Arc<dyn Subscriber>,
+        id: u64,
+    ) -> Result<SubscriptionKey, InvalidSubject> {
+        crate::subject::check_filter(filter)?;
+        let key = self.index.insert(filter, queue, subscriber, id);
+        self.watched.changed(&self.index, filter);
+        Ok(key)
+    }
+
+    /// Takes a subscription out. A message being routed meanwhile may still be offered.
+    pub fn unsubscribe(&self, key: &SubscriptionKey) {
+        self.index.remove(key);
+        self.watched.changed(&self.index, key.filter());
+    }
+
+    /// Whether anybody, alone or in a queue group, is subscribed to this subject.
+    #[must_use]
+    pub fn has_interest(&self, subject: &[u8]) -> bool {
+        self.index.has_interest(subject, None)
+    }
+
+    /// Subscriptions there are now.
+    #[must_use]
+    pub fn subscriptions(&self) -> usize {
+        self.index.len()
+    }
+
+    /// Publishes that `filter` matches belong to `stream`. The caller sees to it that the filters of two
+    /// streams never overlap.
+    ///
+    /// # Errors
+    /// The filter is illegal.
+    pub fn capture(&self, filter: &[u8], stream: beamlog_log::StreamId) -> Result<(), InvalidSubject> {
+        crate::subject::check_filter(filter)?;
+        self.index.capture(filter, Some(stream));
+        Ok(())
+    }
+
+    /// Ends a capture. A filter that another stream took meanwhile stays with it.
+    pub fn release(&self, filter: &[u8], stream: beamlog_log::StreamId) {
+        if self.index.captured_by(filter) == Some(stream) {
+            self.index.capture(filter, None);
+        }
+    }
+
+    /// Asks that [`Self::on_change`] be told when interest in `subject` begins or ends: of anybody when
+    /// `group` is empty, else of members of that queue group. Returns whether there is interest now.
+    /// Watching the same pair again counts; each `watch` wants its `unwatch`.
+    pub fn watch(&self, subject: &[u8], group: &[u8]) -> bool {
+        self.watched.watch(&self.index, subject, group)
+    }
+
+    pub fn unwatch(&self, subject: &[u8], group: &[u8]) {
+        self.watched.unwatch(subject, group);
+    }
+
+    /// Sets who is told of watched subjects: subject, group, whether there is interest now. Calls come in
+    /// the order of the changes, on the thread that subscribes or unsubscribes; the callee must not block
+    /// and must not call back into interest.
+    pub fn on_change(&self, tell: Box<dyn Fn(&[u8], &[u8], bool) + Send + Sync>) {
+        self.watched.on_change(tell);
+    }
 }

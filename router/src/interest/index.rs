@@ -1,0 +1,486 @@
+//! The tables of subscriptions and captures.
+//!
+//! Invariants:
+//! * A filter lives in exactly one place: literals in a map sharded by the whole filter, filters that
+//!   begin with a literal token in a trie sharded by that token, the others in the one `open` trie.
+//! * Inside a leaf, targets are in the order of their entry numbers (assigned under the shard's lock),
+//!   so that removal is a binary search.
+//! * After each change, and before the call returns, the generation slot of the filter is raised. The
+//!   slots of a subject (see [`Marks`]) are read before its matches are collected, so a cached result
+//!   with unchanged slots is complete.
+
+use std::hash::{BuildHasher, Hasher};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use beamlog_log::StreamId;
+use bytes::Bytes;
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
+
+use super::Subscriber;
+use crate::subject;
+
+const SHARDS: usize = 64;
+const GENERATIONS: usize = 1024;
+
+/// A subscription as its owner holds it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct SubscriptionKey {
+    filter: Bytes,
+    queue: Option<Bytes>,
+    entry: u64,
+}
+
+impl SubscriptionKey {
+    #[must_use]
+    pub fn filter(&self) -> &[u8] {
+        &self.filter
+    }
+
+    #[must_use]
+    pub fn queue(&self) -> Option<&[u8]> {
+        self.queue.as_deref()
+    }
+}
+
+/// One subscription in a leaf.
+#[derive(Clone)]
+pub(super) struct Target {
+    pub(super) subscriber: Arc<dyn Subscriber>,
+    pub(super) id: u64,
+    entry: u64,
+}
+
+struct Group {
+    name: Bytes,
+    members: Vec<Target>,
+}
+
+/// Everything that has one filter.
+#[derive(Default)]
+struct Leaf {
+    plain: Vec<Target>,
+    groups: Vec<Group>,
+    capture: Option<StreamId>,
+}
+
+#[derive(Default)]
+struct Node {
+    /// Filters that end here.
+    here: Leaf,
+    /// Filters that end here with `>`.
+    tail: Leaf,
+    star: Option<Box<Node>>,
+    literal: HashMap<Vec<u8>, Node, RandomState>,
+}
+
+/// What a subject's matches are collected into.
+pub(super) trait Matches {
+    fn plain(&mut self, targets: &[Target]);
+    fn group(&mut self, name: &Bytes, members: &[Target]);
+    fn capture(&mut self, stream: StreamId);
+}
+
+/// The generation slots that a subject's matches depend on.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct Marks([u16; 3]);
+
+pub(super) struct Index {
+    hasher: RandomState,
+    literal: Box<[RwLock<HashMap<Vec<u8>, Leaf, RandomState>>]>,
+    rooted: Box<[RwLock<Node>]>,
+    open: RwLock<Node>,
+    /// How many filters `open` has, so that routing skips it while there are none.
+    open_filters: AtomicUsize,
+    /// Raised for filters without a literal first token.
+    open_generation: AtomicU64,
+    generations: Box<[AtomicU64]>,
+    entries: AtomicU64,
+    len: AtomicUsize,
+}
+
+impl Leaf {
+    fn is_empty(&self) -> bool {
+        self.plain.is_empty() && self.groups.is_empty() && self.capture.is_none()
+    }
+
+    fn insert(&mut self, queue: Option<&Bytes>, target: Target) {
+        let Some(name) = queue else {
+            self.plain.push(target);
+            return;
+        };
+        match self.groups.iter_mut().find(|group| group.name == name) {
+            Some(group) => group.members.push(target),
+            None => self.groups.push(Group { name: name.clone(), members: vec![target] }),
+        }
+    }
+
+    fn remove(&mut self, queue: Option<&[u8]>, entry: u64) -> bool {
+        let Some(name) = queue else { return remove_target(&mut self.plain, entry) };
+        let Some(at) = self.groups.iter().position(|group| group.name == name) else { return false };
+        let Some(group) = self.groups.get_mut(at) else { return false };
+        let removed = remove_target(&mut group.members, entry);
+        if group.members.is_empty() {
+            self.groups.swap_remove(at);
+        }
+        removed
+    }
+
+    fn collect(&self, into: &mut impl Matches) {
+        if !self.plain.is_empty() {
+            into.plain(&self.plain);
+        }
+        for group in &self.groups {
+            into.group(&group.name, &group.members);
+        }
+        if let Some(stream) = self.capture {
+            into.capture(stream);
+        }
+    }
+}
+
+fn remove_target(targets: &mut Vec<Target>, entry: u64) -> bool {
+    let Ok(at) = targets.binary_search_by_key(&entry, |target| target.entry) else { return false };
+    targets.remove(at);
+    if targets.len() < targets.capacity() / 4 {
+        targets.shrink_to(targets.len() * 2);
+    }
+    true
+}
+
+impl Node {
+    fn is_empty(&self) -> bool {
+        self.here.is_empty() && self.tail.is_empty() && self.star.is_none() && self.literal.is_empty()
+    }
+
+    /// The leaf for a filter's remaining tokens, made when it is not there.
+    fn leaf<'n, 'f>(&'n mut self, mut rest: impl Iterator<Item = &'f [u8]>) -> &'n mut Leaf {
+        match rest.next() {
+            None => &mut self.here,
+            Some(b">") => &mut self.tail,
+            Some(b"*") => self.star.get_or_insert_default().leaf_dyn(&mut rest),
+            Some(token) => self.literal.entry_ref(token).or_insert_with(Self::default).leaf_dyn(&mut rest),
+        }
+    }
+
+    // `leaf` recurses through a trait object, or its type would grow with each level.
+    fn leaf_dyn<'n, 'f>(&'n mut self, rest: &mut dyn Iterator<Item = &'f [u8]>) -> &'n mut Leaf {
+        self.leaf(rest)
+    }
+
+    /// Changes the leaf of a filter, if there is one, and takes out what is empty then.
+    fn change<'f, R>(
+        &mut self,
+        rest: &mut dyn Iterator<Item = &'f [u8]>,
+        change: &mut dyn FnMut(&mut Leaf) -> R,
+    ) -> Option<R> {
+        match rest.next() {
+            None => Some(change(&mut self.here)),
+            Some(b">") => Some(change(&mut self.tail)),
+            Some(b"*") => {
+                let child = self.star.as_deref_mut()?;
+                let done = child.change(rest, change);
+                if child.is_empty() {
+                    self.star = None;
+                }
+                done
+            }
+            Some(token) => {
+                let child = self.literal.get_mut(token)?;
+                let done = child.change(rest, change);
+                if child.is_empty() {
+                    self.literal.remove(token);
+                }
+                done
+            }
+        }
+    }
+
+    /// Collects all filters that match the rest of a subject: `None` is its end.
+    fn collect(&self, rest: Option<&[u8]>, into: &mut impl Matches) {
+        let Some(rest) = rest else {
+            self.here.collect(into);
+            return;
+        };
+        self.tail.collect(into);
+        let (token, after) = first_token(rest);
+        if let Some(child) = &self.star {
+            child.collect(after, into);
+        }
+        if !self.literal.is_empty()
+            && let Some(child) = self.literal.get(token)
+        {
+            child.collect(after, into);
+        }
+    }
+}
+
+/// The first token, and what follows its dot if it has one.
+fn first_token(raw: &[u8]) -> (&[u8], Option<&[u8]>) {
+    match raw.iter().position(|&byte| byte == b'.') {
+        Some(dot) => {
+            let (token, rest) = raw.split_at(dot);
+            (token, rest.get(1..))
+        }
+        None => (raw, None),
+    }
+}
+
+fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    // Nothing in here panics half way through a change, so a poisoned table is whole.
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where a filter lives.
+enum Place<'f> {
+    Literal,
+    Rooted { first: &'f [u8] },
+    Open,
+}
+
+fn place(filter: &[u8]) -> Place<'_> {
+    if subject::is_literal(filter) {
+        return Place::Literal;
+    }
+    match first_token(filter).0 {
+        b"*" | b">" => Place::Open,
+        first => Place::Rooted { first },
+    }
+}
+
+impl Index {
+    pub(super) fn new() -> Self {
+        Self {
+            hasher: RandomState::default(),
+            literal: (0..SHARDS).map(|_| RwLock::default()).collect(),
+            rooted: (0..SHARDS).map(|_| RwLock::default()).collect(),
+            open: RwLock::default(),
+            open_filters: AtomicUsize::new(0),
+            open_generation: AtomicU64::new(0),
+            generations: (0..GENERATIONS).map(|_| AtomicU64::new(0)).collect(),
+            entries: AtomicU64::new(0),
+            len: AtomicUsize::new(0),
+        }
+    }
+
+    pub(super) fn hash(&self, raw: &[u8]) -> u64 {
+        let mut hasher = self.hasher.build_hasher();
+        hasher.write(raw);
+        hasher.finish()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn insert(
+        &self,
+        filter: &[u8],
+        queue: Option<&[u8]>,
+        subscriber: Arc<dyn Subscriber>,
+        id: u64,
+    ) -> SubscriptionKey {
+        let queue = queue.map(Bytes::copy_from_slice);
+        let mut entry = 0;
+        self.with_leaf(filter, |leaf| {
+            // Under the lock, or a leaf would not be in order.
+            entry = self.entries.fetch_add(1, Ordering::Relaxed);
+            leaf.insert(queue.as_ref(), Target { subscriber: Arc::clone(&subscriber), id, entry });
+        });
+        self.len.fetch_add(1, Ordering::Relaxed);
+        self.raise(filter);
+        SubscriptionKey { filter: Bytes::copy_from_slice(filter), queue, entry }
+    }
+
+    pub(super) fn remove(&self, key: &SubscriptionKey) {
+        let removed = self.change(&key.filter, &mut |leaf| leaf.remove(key.queue.as_deref(), key.entry));
+        if removed == Some(true) {
+            self.len.fetch_sub(1, Ordering::Relaxed);
+            self.raise(&key.filter);
+        }
+    }
+
+    pub(super) fn capture(&self, filter: &[u8], stream: Option<StreamId>) {
+        match stream {
+            Some(_) => self.with_leaf(filter, |leaf| leaf.capture = stream),
+            None => {
+                self.change(filter, &mut |leaf| leaf.capture = None);
+            }
+        }
+        self.raise(filter);
+    }
+
+    pub(super) fn captured_by(&self, filter: &[u8]) -> Option<StreamId> {
+        self.change(filter, &mut |leaf| leaf.capture).flatten()
+    }
+
+    /// Runs `change` on the leaf of a filter, made when it is not there.
+    fn with_leaf(&self, filter: &[u8], change: impl FnOnce(&mut Leaf)) {
+        match place(filter) {
+            Place::Literal => {
+                change(
+                    write(self.literal_shard(self.hash(filter)))
+                        .entry_ref(filter)
+                        .or_insert_with(Leaf::default),
+                );
+            }
+            Place::Rooted { first } => {
+                change(write(self.rooted_shard(first)).leaf(subject::tokens(filter)));
+            }
+            Place::Open => {
+                let mut open = write(&self.open);
+                let leaf = open.leaf(subject::tokens(filter));
+                let was_empty = leaf.is_empty();
+                change(leaf);
+                if was_empty && !leaf.is_empty() {
+                    self.open_filters.fetch_add(1, Ordering::Release);
+                }
+            }
+        }
+    }
+
+    /// Runs `change` on the leaf of a filter, if there is one, and tidies up behind it.
+    fn change<R>(&self, filter: &[u8], change: &mut dyn FnMut(&mut Leaf) -> R) -> Option<R> {
+        match place(filter) {
+            Place::Literal => {
+                let mut shard = write(self.literal_shard(self.hash(filter)));
+                let leaf = shard.get_mut(filter)?;
+                let done = change(leaf);
+                if leaf.is_empty() {
+                    shard.remove(filter);
+                }
+                Some(done)
+            }
+            Place::Rooted { first } => {
+                write(self.rooted_shard(first)).change(&mut subject::tokens(filter), change)
+            }
+            Place::Open => {
+                let mut ended = false;
+                let done = write(&self.open).change(&mut subject::tokens(filter), &mut |leaf| {
+                    let was_empty = leaf.is_empty();
+                    let done = change(leaf);
+                    ended = !was_empty && leaf.is_empty();
+                    done
+                });
+                if ended {
+                    self.open_filters.fetch_sub(1, Ordering::Release);
+                }
+                done
+            }
+        }
+    }
+
+    /// Collects whatever a subject matches.
+    pub(super) fn collect(&self, raw: &[u8], into: &mut impl Matches) {
+        self.collect_hashed(raw, self.hash(raw), into);
+    }
+
+    pub(super) fn collect_hashed(&self, raw: &[u8], hash: u64, into: &mut impl Matches) {
+        if let Some(leaf) = read(self.literal_shard(hash)).get(raw) {
+            leaf.collect(into);
+        }
+        // A subject with an empty token matches no wildcard; nats-server lets such publishes pass.
+        if subject::tokens(raw).any(<[u8]>::is_empty) {
+            return;
+        }
+        let (first, _) = first_token(raw);
+        {
+            let node = read(self.rooted_shard(first));
+            if !node.literal.is_empty() {
+                node.collect(Some(raw), into);
+            }
+        }
+        if self.open_filters.load(Ordering::Acquire) > 0 {
+            read(&self.open).collect(Some(raw), into);
+        }
+    }
+
+    /// Whether a subscription (of this group, when one is named) matches the subject.
+    pub(super) fn has_interest(&self, raw: &[u8], group: Option<&[u8]>) -> bool {
+        struct Any<'g> {
+            group: Option<&'g [u8]>,
+            found: bool,
+        }
+        impl Matches for Any<'_> {
+            fn plain(&mut self, _: &[Target]) {
+                self.found |= self.group.is_none();
+            }
+            fn group(&mut self, name: &Bytes, _: &[Target]) {
+                self.found |= self.group.is_none_or(|group| group == name);
+            }
+            fn capture(&mut self, _: StreamId) {}
+        }
+        let mut any = Any { group, found: false };
+        self.collect(raw, &mut any);
+        any.found
+    }
+
+    fn literal_shard(&self, hash: u64) -> &RwLock<HashMap<Vec<u8>, Leaf, RandomState>> {
+        &self.literal[slot(hash, SHARDS)]
+    }
+
+    fn rooted_shard(&self, first: &[u8]) -> &RwLock<Node> {
+        &self.rooted[slot(self.hash(first), SHARDS)]
+    }
+
+    /// Makes results that this filter may concern stale.
+    fn raise(&self, filter: &[u8]) {
+        let generation = match place(filter) {
+            Place::Literal => &self.generations[slot(self.hash(filter), GENERATIONS)],
+            Place::Rooted { first } => {
+                // By two tokens where both are literal: short-lived `_INBOX.<unique>.*` must not make
+                // all that begins with `_INBOX` stale.
+                let rest = filter.get(first.len() + 1..).unwrap_or_default();
+                let key = match first_token(rest).0 {
+                    b"*" | b">" => first,
+                    second => filter.get(..first.len() + 1 + second.len()).unwrap_or(first),
+                };
+                &self.generations[slot(self.hash(key), GENERATIONS)]
+            }
+            Place::Open => &self.open_generation,
+        };
+        generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// The slots a subject depends on.
+    pub(super) fn marks(&self, raw: &[u8], hash: u64) -> Marks {
+        let (first, rest) = first_token(raw);
+        let by_first = self.hash(first);
+        let by_two = match rest {
+            Some(rest) => {
+                let second = first_token(rest).0;
+                self.hash(raw.get(..first.len() + 1 + second.len()).unwrap_or(raw))
+            }
+            None => by_first,
+        };
+        Marks([hash, by_first, by_two].map(|hash| mark(hash)))
+    }
+
+    /// Changes whenever one of the slots does: all of them only grow.
+    pub(super) fn version(&self, marks: Marks) -> u64 {
+        marks.0.iter().fold(self.open_generation.load(Ordering::Acquire), |sum, &mark| {
+            sum.wrapping_add(self.generations[usize::from(mark)].load(Ordering::Acquire))
+        })
+    }
+}
+
+/// The upper bits choose: the lower ones place a key inside its map.
+fn slot(hash: u64, slots: usize) -> usize {
+    debug_assert!(slots.is_power_of_two() && slots <= 1 << 16);
+    usize::from(top_bits(hash)) & (slots - 1)
+}
+
+fn mark(hash: u64) -> u16 {
+    let slots = u16::try_from(GENERATIONS).expect("a small constant");
+    top_bits(hash) & (slots - 1)
+}
+
+fn top_bits(hash: u64) -> u16 {
+    let bytes = hash.to_be_bytes();
+    u16::from_be_bytes([bytes[2], bytes[3]])
+}
