@@ -13,6 +13,7 @@ mod memory;
 mod options;
 mod random;
 mod report;
+pub mod sim_disk;
 
 pub use disk::{Disk, DiskFile, DiskLock, OpenMode, StdDisk, is_out_of_space};
 pub use error::{CloseError, DiskFailed, MaintainError, OpenError, RollError, SyncError, WriteError};
@@ -25,3 +26,4 @@ pub use random::SeededRandom;
 pub use report::{
     LogStats, Maintained, RecoveryReport, Replayed, ReplayedRecord, RunSubject, RunSummary, Snapshot, Tail,
 };
+pub use sim_disk::SimDisk;
