@@ -3,6 +3,7 @@
 //! Synchronous, without a runtime. Table of contents only; `docs/design/format.md` has the bytes.
 #![forbid(unsafe_code)]
 
+mod directory;
 mod disk;
 pub mod envelope;
 mod error;
@@ -15,6 +16,9 @@ mod random;
 mod report;
 pub mod sim_disk;
 
+pub use directory::{
+    DataDirectory, DirectoryError, FirstStart, Identity, IdentityError, NodeId, STORE_FORMAT,
+};
 pub use disk::{Disk, DiskFile, DiskLock, OpenMode, StdDisk, is_out_of_space};
 pub use error::{CloseError, DiskFailed, MaintainError, OpenError, RollError, SyncError, WriteError};
 pub use ids::{Index, SegmentId, Sequence, ShardId, StreamId, Term, Timestamp};

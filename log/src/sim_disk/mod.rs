@@ -162,11 +162,7 @@ impl SimDisk {
                 inside = true;
             }
         })?;
-        if inside {
-            Ok(())
-        } else {
-            Err(io::ErrorKind::InvalidInput.into())
-        }
+        if inside { Ok(()) } else { Err(io::ErrorKind::InvalidInput.into()) }
     }
 
     /// The files on the medium by path: what a power cut that loses everything unsynced would leave.

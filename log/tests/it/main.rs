@@ -1,4 +1,5 @@
 //! Tests of the log through its public face, in one binary.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod directory;
 mod envelope;
