@@ -52,6 +52,8 @@ pub enum DeliveryStatus {
     MaxRequestMaxBytesExceeded { max: u32 },
     /// 400 with the reason
     BadRequest(String),
+    /// 500: the next message is there and cannot be read (DR14). Never 404 or 408.
+    Unreadable,
 }
 
 /// Something an operator or a tool may listen for (contract 1.6).
