@@ -9,6 +9,7 @@ pub mod contender;
 pub mod device;
 pub mod figures;
 pub mod jetstream;
+pub mod ledger;
 pub mod process;
 pub mod report;
 pub mod rows;
