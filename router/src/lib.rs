@@ -13,6 +13,8 @@ pub mod stream;
 pub mod subject;
 pub mod wire;
 
+// The words of the log that a user of the router needs.
+pub use beamlog_log::{Damage, DamageReason, Message, SegmentId, Sequence, StreamId, Timestamp};
 pub use driver::command::{Acknowledgement, FlowControlReply, Full, Pull, StreamPublish};
 pub use router::{AnswerTicket, PublishTicket, ReadyTicket, Router, RouterOptions, TicketFuture};
 pub use stats::{Health, RouterStats};
