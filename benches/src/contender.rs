@@ -110,10 +110,37 @@ pub struct Server {
 impl Server {
     /// Starts a server over `data` (which may hold an earlier run's data) and waits for its INFO.
     pub fn start(programs: &Programs, contender: Contender, data: &Path) -> Result<Self, ContenderError> {
+        Self::launch(programs, contender, data, None)
+    }
+
+    /// As `start`, with the process under strace, which writes into `trace`.
+    pub fn start_traced(
+        programs: &Programs,
+        contender: Contender,
+        data: &Path,
+        trace: &Path,
+    ) -> Result<Self, ContenderError> {
+        Self::launch(programs, contender, data, Some(trace))
+    }
+
+    fn launch(
+        programs: &Programs,
+        contender: Contender,
+        data: &Path,
+        trace: Option<&Path>,
+    ) -> Result<Self, ContenderError> {
         let address = free_address(data)?;
         let admin = free_address(data)?;
         let program = programs.of(contender).to_path_buf();
-        let mut command = Command::new(&program);
+        let mut command = match trace {
+            None => Command::new(&program),
+            Some(trace) => {
+                // With -D the server and not strace is our child: its pid is the one to be stopped.
+                let mut command = Command::new("strace");
+                command.args(crate::trace::STRACE).arg("-o").arg(trace).arg(&program);
+                command
+            }
+        };
         match contender {
             Contender::Beamlog => {
                 command.arg("serve");
@@ -253,7 +280,6 @@ fn write_nats_config(
 ) -> Result<PathBuf, ContenderError> {
     let path = data.with_extension("conf");
     let sync = if contender == Contender::NatsAlways { ", sync_interval: always" } else { "" };
-    // max_pending: both sides are driven by a client that stops at a window, so no one is cut off.
     let config =
         format!("listen: \"{address}\"\njetstream {{ store_dir: {:?}{sync} }}\n", data.display().to_string());
     fs::write(&path, config).map_err(|source| prepare(&path, source))?;

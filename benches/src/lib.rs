@@ -13,3 +13,4 @@ pub mod ledger;
 pub mod process;
 pub mod report;
 pub mod rows;
+pub mod trace;

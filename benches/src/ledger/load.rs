@@ -166,7 +166,8 @@ fn publish(
     let shape = ledger.shape();
     let subject = format!("ledger.{}.{publisher}", shape.stream_of(publisher)).into_bytes();
     let mut connection = Connection::open(address)?;
-    let prefix = format!("{}.p.", connection.inbox());
+    // The publisher is in the reply subject so that a trace of the server's socket tells whose ack it is.
+    let prefix = format!("{}.p{publisher}.", connection.inbox());
     connection.subscribe(&format!("{prefix}*"), None, ACKS_SID);
 
     let first = ledger.next_number(publisher);
