@@ -1,1 +1,5 @@
-fn main() {}
+//! The program `beamlog`.
+
+fn main() -> std::process::ExitCode {
+    beamlog::cli::run()
+}

@@ -1,0 +1,78 @@
+//! The commands and what each takes.
+
+use clap::{Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::cli::bench::BenchArguments;
+use crate::cli::configuration::ConfigCommand;
+use crate::cli::consumer::ConsumerArguments;
+use crate::cli::kv::KvArguments;
+use crate::cli::messages::{PublishArguments, ReplyArguments, RequestArguments, SubscribeArguments};
+use crate::cli::output::Format;
+use crate::cli::stream::StreamArguments;
+
+/// A persistent-log message router that NATS and JetStream clients use unchanged.
+#[derive(Debug, Parser)]
+#[command(
+    name = "beamlog",
+    version,
+    max_term_width = 100,
+    after_help = "\
+A first tour, in two terminals:
+  beamlog serve                                          # a node on 127.0.0.1:4222, data in ./beamlog-data
+  beamlog stream add ORDERS --subjects 'orders.>'        # keep what is published under orders
+  beamlog pub orders.eu 'two apples' --ack               # answers when it is on stable storage
+  beamlog consumer add ORDERS billing                    # a durable reading position
+  beamlog consumer next ORDERS billing                   # read and ack
+
+Exit codes:
+  0    done
+  1    understood, but it could not be done: refused, not found, timed out, damage found
+  2    wrong usage or configuration, or the node cannot start: port in use, data folder locked by
+       another process, of another kind, or of an unknown format version
+  130  stopped at once by a second SIGINT or SIGTERM"
+)]
+pub(crate) struct Arguments {
+    /// How results are printed: for people, or for programs.
+    #[arg(short, long, global = true, value_enum, default_value = "table", value_name = "FORMAT")]
+    pub(crate) output: Format,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Publish a message.
+    Pub(PublishArguments),
+    /// Subscribe and print what comes.
+    Sub(SubscribeArguments),
+    /// Send a request and print the answer.
+    Request(RequestArguments),
+    /// Answer requests.
+    Reply(ReplyArguments),
+    /// Streams: messages that are kept.
+    Stream(Box<StreamArguments>),
+    /// Consumers: durable reading positions of a stream.
+    Consumer(ConsumerArguments),
+    /// Keys and values in buckets.
+    Kv(KvArguments),
+    /// Check and show the configuration of a node.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Measure a server quickly.
+    Bench(BenchArguments),
+    /// Print the versions of this program and of what it writes.
+    Version,
+    /// Print a shell's completion script.
+    #[command(after_help = "\
+Examples:
+  beamlog completion bash > ~/.local/share/bash-completion/completions/beamlog
+  beamlog completion zsh > ~/.zfunc/_beamlog")]
+    Completion {
+        #[arg(required_unless_present = "reference")]
+        shell: Option<Shell>,
+        /// Print the reference of all commands instead, as docs/reference/cli.md has it.
+        #[arg(long)]
+        reference: bool,
+    },
+}

@@ -1,0 +1,19 @@
+//! The commands of the binary. Table of contents only.
+
+mod arguments;
+mod bench;
+mod client;
+mod completion;
+mod configuration;
+mod consumer;
+mod exit;
+mod kv;
+mod messages;
+mod output;
+pub mod reference;
+mod run;
+mod serve;
+mod stream;
+mod subjects;
+
+pub use run::run;

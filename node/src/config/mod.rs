@@ -1,0 +1,15 @@
+//! Configuration of a node: defaults < TOML file < environment < flags. Only this folder reads the
+//! environment. Nothing is clamped and nothing is silently ignored. Table of contents only.
+
+mod error;
+mod keys;
+pub mod reference;
+mod resolve;
+mod sources;
+mod units;
+
+pub use error::ConfigError;
+pub use keys::{AdminAddress, Bounds, KEYS, Key, LogFormat, LogLevel, NodeConfig, Secret};
+pub use resolve::{Authentication, NodeOptions, TlsFiles};
+pub use sources::{Environment, Layer, Layers, Origin};
+pub use units::{ByteSize, Span, UnitError};

@@ -1,0 +1,77 @@
+//! `docs/reference/config.md`, made from the table of keys; a test fails when the file differs.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use crate::config::keys::{Bounds, KEYS, Key};
+use crate::config::units::{ByteSize, Span};
+
+const HEAD: &str = "\
+# Configuration
+
+Made from `node/src/config/keys.rs` by `beamlog config reference`; do not edit.
+
+`beamlog serve` needs no configuration. A value is taken from the strongest place that says one:
+
+    defaults < TOML file < environment < flags
+
+The file is named by `--config` or `BEAMLOG_CONFIG`; its keys stand in `[node]`. A key `data_dir` is the
+variable `BEAMLOG_DATA_DIR` and the flag `--data-dir`. Sizes and durations carry units: `\"64MiB\"`, `\"30s\"`.
+An unknown key, an unknown `BEAMLOG_` variable or a value out of range is an error that names it; nothing
+is clamped. Secrets have no flag, because flags show in the list of processes.
+
+    beamlog config check --config node.toml     # every error, exit code 2 when there is one
+    beamlog config show                         # the values that count, and who said them
+
+";
+
+#[must_use]
+pub fn markdown() -> String {
+    let mut out = HEAD.to_owned();
+    out.push_str(
+        "| key | kind | default | at least | at most | flag | what it is |\n|---|---|---|---|---|---|---|\n",
+    );
+    for key in KEYS {
+        let (min, max) = bounds(key);
+        let default = key.default.map_or_else(String::new, |text| format!("`{text}`"));
+        let flag =
+            if key.has_flag { format!("`--{}`", key.name.replace('_', "-")) } else { "none".to_owned() };
+        let text = key.text.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ");
+        writeln!(out, "| `{}` | {} | {default} | {min} | {max} | {flag} | {text} |", key.name, key.kind)
+            .expect("a String takes everything");
+    }
+    out.push_str(TAIL);
+    out
+}
+
+const TAIL: &str = "
+## Rules between keys
+
+* `listen` on an address other than loopback without `auth_token` or `auth_user` is refused, unless
+  `insecure` is set. So is `admin` on such an address: it has no authentication.
+* `auth_user` needs `auth_password` or `auth_password_file`; `auth_token` excludes them.
+* `tls_cert_file` and `tls_key_file` come together; `tls_client_ca_file` needs both.
+
+## Example
+
+```toml
+[node]
+listen = \"127.0.0.1:4222\"
+data_dir = \"./beamlog-data\"
+log_format = \"json\"
+write_deadline = \"10s\"
+segment_bytes = \"64MiB\"
+```
+";
+
+fn bounds(key: &Key) -> (String, String) {
+    match key.bounds {
+        Bounds::Any => (String::new(), String::new()),
+        Bounds::Count { min, max } => (min.to_string(), max.to_string()),
+        Bounds::Size { min, max } => (ByteSize(min).to_string(), ByteSize(max).to_string()),
+        Bounds::Span { min, max } => {
+            let shown = |millis| Span(Duration::from_millis(millis)).to_string();
+            (shown(min), shown(max))
+        }
+    }
+}

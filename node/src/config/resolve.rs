@@ -1,0 +1,244 @@
+//! From layers of text to options that a node can start with, or to every reason why not.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::config::error::ConfigError;
+use crate::config::keys::{Bounds, KEYS, LogFormat, LogLevel, NodeConfig, Secret};
+use crate::config::sources::Layers;
+use crate::config::units::{ByteSize, Span};
+
+/// How clients prove who they are.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub enum Authentication {
+    #[default]
+    None,
+    User {
+        user: String,
+        password: Secret,
+    },
+    Token(Secret),
+}
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct TlsFiles {
+    pub certificates: PathBuf,
+    pub key: PathBuf,
+    pub client_authorities: Option<PathBuf>,
+}
+
+/// What a [`crate::Node`] is started with. `NodeOptions::default()` is `beamlog serve` without flags.
+#[derive(Clone, Debug)]
+pub struct NodeOptions {
+    pub listen: SocketAddr,
+    /// `None` starts no admin server.
+    pub admin: Option<SocketAddr>,
+    pub data_dir: PathBuf,
+    /// `None` takes a name made from the store's identity.
+    pub server_name: Option<String>,
+    pub authentication: Authentication,
+    pub auth_timeout: Duration,
+    pub tls: Option<TlsFiles>,
+    pub connections_max: u32,
+    pub payload_bytes_max: usize,
+    pub control_line_bytes_max: usize,
+    pub pending_bytes_max: usize,
+    pub write_deadline: Duration,
+    pub ping_interval: Duration,
+    pub pings_outstanding_max: u32,
+    pub segment_bytes: u64,
+    pub drain_timeout: Duration,
+    pub log_format: LogFormat,
+    pub log_level: LogLevel,
+}
+
+impl Default for NodeOptions {
+    fn default() -> Self {
+        let layers = Layers::gather(None, &Default::default(), NodeConfig::default())
+            .expect("without a file and variables there is nothing to refuse");
+        Self::resolve(&layers).expect("the defaults are inside their own bounds")
+    }
+}
+
+impl NodeOptions {
+    /// Checks every value and every combination.
+    ///
+    /// # Errors
+    /// All that is wrong, not only the first.
+    pub fn resolve(layers: &Layers) -> Result<Self, Vec<ConfigError>> {
+        let config = layers.merged();
+        let mut errors = out_of_range(&config, layers);
+        let tls = tls(&config, &mut errors);
+        let authentication = authentication(&config, &mut errors);
+        if let Some(name) = &config.server_name
+            && (name.is_empty() || name.contains(char::is_whitespace))
+        {
+            errors.push(ConfigError::Invalid {
+                key: "server_name",
+                problem: "must not be empty or contain white space",
+            });
+        }
+        let listen = config.listen.expect("has a default");
+        let admin = config.admin.expect("has a default").0;
+        if !config.insecure.unwrap_or(false) {
+            if !listen.ip().is_loopback() && authentication == Authentication::None {
+                errors.push(ConfigError::OpenWithoutAuthentication { address: listen });
+            }
+            if let Some(address) = admin.filter(|address| !address.ip().is_loopback()) {
+                errors.push(ConfigError::AdminOpen { address });
+            }
+        }
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        Ok(Self {
+            listen,
+            admin,
+            data_dir: config.data_dir.expect("has a default"),
+            server_name: config.server_name,
+            authentication,
+            auth_timeout: span(config.auth_timeout),
+            tls,
+            connections_max: config.connections_max.expect("has a default"),
+            payload_bytes_max: size(config.payload_bytes_max),
+            control_line_bytes_max: size(config.control_line_bytes_max),
+            pending_bytes_max: size(config.pending_bytes_max),
+            write_deadline: span(config.write_deadline),
+            ping_interval: span(config.ping_interval),
+            pings_outstanding_max: config.pings_outstanding_max.expect("has a default"),
+            segment_bytes: config.segment_bytes.expect("has a default").0,
+            drain_timeout: span(config.drain_timeout),
+            log_format: config.log_format.unwrap_or_default(),
+            log_level: config.log_level.unwrap_or_default(),
+        })
+    }
+}
+
+fn span(span: Option<Span>) -> Duration {
+    span.expect("has a default").0
+}
+
+fn size(size: Option<ByteSize>) -> usize {
+    usize::try_from(size.expect("has a default").0).expect("bounds fit a usize of 32 bits")
+}
+
+fn out_of_range(config: &NodeConfig, layers: &Layers) -> Vec<ConfigError> {
+    let values = toml::Table::try_from(config).expect("a configuration is a table");
+    let mut errors = Vec::new();
+    for key in KEYS {
+        let Some(value) = values.get(key.name) else { continue };
+        let text = value.as_str().unwrap_or_default();
+        let (fits, min, max) = match key.bounds {
+            Bounds::Any => continue,
+            Bounds::Count { min, max } => {
+                let actual = value.as_integer().and_then(|n| u64::try_from(n).ok());
+                (is_inside(actual, min, max), min.to_string(), max.to_string())
+            }
+            Bounds::Size { min, max } => {
+                let actual = text.parse::<ByteSize>().ok().map(|size| size.0);
+                (is_inside(actual, min, max), ByteSize(min).to_string(), ByteSize(max).to_string())
+            }
+            Bounds::Span { min, max } => {
+                let actual =
+                    text.parse::<Span>().ok().and_then(|span| u64::try_from(span.0.as_millis()).ok());
+                let shown = |millis| Span(Duration::from_millis(millis)).to_string();
+                (is_inside(actual, min, max), shown(min), shown(max))
+            }
+        };
+        if !fits {
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            let origin = layers.origin(key.name);
+            errors.push(ConfigError::OutOfRange { key: key.name, value, origin, min, max });
+        }
+    }
+    errors
+}
+
+fn is_inside(actual: Option<u64>, min: u64, max: u64) -> bool {
+    actual.is_some_and(|actual| (min..=max).contains(&actual))
+}
+
+fn tls(config: &NodeConfig, errors: &mut Vec<ConfigError>) -> Option<TlsFiles> {
+    let client_authorities = config.tls_client_ca_file.clone();
+    match (&config.tls_cert_file, &config.tls_key_file) {
+        (Some(certificates), Some(key)) => {
+            Some(TlsFiles { certificates: certificates.clone(), key: key.clone(), client_authorities })
+        }
+        (Some(_), None) => {
+            errors.push(ConfigError::Incomplete { key: "tls_cert_file", missing: "tls_key_file" });
+            None
+        }
+        (None, Some(_)) => {
+            errors.push(ConfigError::Incomplete { key: "tls_key_file", missing: "tls_cert_file" });
+            None
+        }
+        (None, None) => {
+            if client_authorities.is_some() {
+                errors.push(ConfigError::Incomplete { key: "tls_client_ca_file", missing: "tls_cert_file" });
+            }
+            None
+        }
+    }
+}
+
+fn authentication(config: &NodeConfig, errors: &mut Vec<ConfigError>) -> Authentication {
+    let password = secret(
+        "auth_password",
+        &config.auth_password,
+        "auth_password_file",
+        &config.auth_password_file,
+        errors,
+    );
+    let token = secret("auth_token", &config.auth_token, "auth_token_file", &config.auth_token_file, errors);
+    match (config.auth_user.clone(), password, token) {
+        (None, None, None) => Authentication::None,
+        (None, None, Some(token)) => Authentication::Token(token),
+        (Some(user), Some(password), None) => Authentication::User { user, password },
+        (Some(_), _, Some(_)) | (None, Some(_), Some(_)) => {
+            errors.push(ConfigError::Conflict { first: "auth_user", second: "auth_token" });
+            Authentication::None
+        }
+        (Some(_), None, None) => {
+            errors.push(ConfigError::Incomplete { key: "auth_user", missing: "auth_password_file" });
+            Authentication::None
+        }
+        (None, Some(_), None) => {
+            errors.push(ConfigError::Incomplete { key: "auth_password", missing: "auth_user" });
+            Authentication::None
+        }
+    }
+}
+
+fn secret(
+    key: &'static str,
+    value: &Option<Secret>,
+    file_key: &'static str,
+    file: &Option<PathBuf>,
+    errors: &mut Vec<ConfigError>,
+) -> Option<Secret> {
+    match (value, file) {
+        (None, None) => None,
+        (Some(_), Some(_)) => {
+            errors.push(ConfigError::Conflict { first: key, second: file_key });
+            None
+        }
+        (Some(value), None) if value.0.is_empty() => {
+            errors.push(ConfigError::Invalid { key, problem: "must not be empty" });
+            None
+        }
+        (Some(value), None) => Some(value.clone()),
+        (None, Some(path)) => match fs::read_to_string(path) {
+            Ok(text) if text.trim_end().is_empty() => {
+                errors.push(ConfigError::SecretEmpty { key: file_key, path: path.clone() });
+                None
+            }
+            Ok(text) => Some(Secret(text.trim_end().to_owned())),
+            Err(source) => {
+                errors.push(ConfigError::SecretUnreadable { key: file_key, path: path.clone(), source });
+                None
+            }
+        },
+    }
+}
