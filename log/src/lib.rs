@@ -3,6 +3,7 @@
 //! Synchronous, without a runtime. Table of contents only; `docs/design/format.md` has the bytes.
 #![forbid(unsafe_code)]
 
+pub mod checkpoint;
 mod directory;
 mod disk;
 pub mod envelope;
@@ -16,6 +17,7 @@ mod random;
 mod report;
 pub mod sim_disk;
 
+pub use checkpoint::{Checkpoint, CheckpointError, CheckpointStore, OpenedCheckpoint};
 pub use directory::{
     DataDirectory, DirectoryError, FirstStart, Identity, IdentityError, NodeId, STORE_FORMAT,
 };
