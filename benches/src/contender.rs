@@ -62,10 +62,12 @@ impl Contender {
 }
 
 /// Where the two programs are.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Programs {
     pub beamlog: PathBuf,
     pub nats_server: PathBuf,
+    /// Set for every server that is started.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Programs {
@@ -101,6 +103,10 @@ impl Programs {
 /// A running server. Killed when dropped.
 pub struct Server {
     child: Child,
+    program: PathBuf,
+    /// What it printed.
+    output: PathBuf,
+    start: Instant,
     contender: Contender,
     address: SocketAddr,
     admin: SocketAddr,
@@ -110,7 +116,7 @@ pub struct Server {
 impl Server {
     /// Starts a server over `data` (which may hold an earlier run's data) and waits for its INFO.
     pub fn start(programs: &Programs, contender: Contender, data: &Path) -> Result<Self, ContenderError> {
-        Self::launch(programs, contender, data, None)
+        Self::launch(programs, contender, data, None)?.serving()
     }
 
     /// As `start`, with the process under strace, which writes into `trace`.
@@ -120,9 +126,23 @@ impl Server {
         data: &Path,
         trace: &Path,
     ) -> Result<Self, ContenderError> {
-        Self::launch(programs, contender, data, Some(trace))
+        Self::launch(programs, contender, data, Some(trace))?.serving()
     }
 
+    /// Starts a server and kills it `after` a while, wherever it is then.
+    pub fn start_and_kill(
+        programs: &Programs,
+        contender: Contender,
+        data: &Path,
+        after: Duration,
+    ) -> Result<(), ContenderError> {
+        let mut server = Self::launch(programs, contender, data, None)?;
+        thread::sleep(after);
+        server.end();
+        Ok(())
+    }
+
+    /// Starts the process and does not wait for it.
     fn launch(
         programs: &Programs,
         contender: Contender,
@@ -156,34 +176,28 @@ impl Server {
         let log = fs::File::create(&output).map_err(|source| prepare(&output, source))?;
         let errors = log.try_clone().map_err(|source| prepare(&output, source))?;
         command.stdin(Stdio::null()).stdout(log).stderr(errors);
-        Self::spawn(command, program, contender, address, admin, &output)
-    }
-
-    /// Starts a command that serves NATS on `address`, and waits for its INFO.
-    fn spawn(
-        mut command: Command,
-        program: PathBuf,
-        contender: Contender,
-        address: SocketAddr,
-        admin: SocketAddr,
-        output: &Path,
-    ) -> Result<Self, ContenderError> {
+        command.envs(programs.environment.iter().map(|(name, value)| (name, value)));
         let start = Instant::now();
         let child =
             command.spawn().map_err(|source| ContenderError::Start { program: program.clone(), source })?;
-        let mut server = Self { child, contender, address, admin, started_in: Duration::ZERO };
-        while !says_info(address) {
-            if let Ok(Some(status)) = server.child.try_wait() {
-                let output = fs::read_to_string(output).unwrap_or_default();
+        Ok(Self { child, program, output, contender, address, admin, start, started_in: Duration::ZERO })
+    }
+
+    /// Waits for the INFO.
+    fn serving(mut self) -> Result<Self, ContenderError> {
+        while !says_info(self.address) {
+            let program = self.program.clone();
+            if let Ok(Some(status)) = self.child.try_wait() {
+                let output = fs::read_to_string(&self.output).unwrap_or_default();
                 return Err(ContenderError::Ended { program, status: status.to_string(), output });
             }
-            if start.elapsed() > START_TIMEOUT {
+            if self.start.elapsed() > START_TIMEOUT {
                 return Err(ContenderError::Silent { program });
             }
             thread::sleep(Duration::from_micros(500));
         }
-        server.started_in = start.elapsed();
-        Ok(server)
+        self.started_in = self.start.elapsed();
+        Ok(self)
     }
 
     pub fn connect(&self) -> Result<Connection, ClientError> {

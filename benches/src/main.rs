@@ -99,6 +99,7 @@ fn plan(arguments: &Arguments) -> Result<Plan, Box<dyn Error + Send + Sync>> {
         programs: Programs {
             beamlog: arguments.beamlog.clone().unwrap_or(beside),
             nats_server: arguments.nats_server.clone(),
+            environment: Vec::new(),
         },
         rounds: arguments.rounds.max(1),
         quick: arguments.quick,

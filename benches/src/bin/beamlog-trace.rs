@@ -60,6 +60,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     let programs = Programs {
         beamlog: arguments.beamlog.clone().unwrap_or(beside),
         nats_server: arguments.nats_server.clone().unwrap_or_default(),
+        environment: Vec::new(),
     };
     let contender = match (&arguments.nats_server, arguments.always) {
         (None, _) => Contender::Beamlog,

@@ -83,7 +83,13 @@ pub fn load(
     stop: &AtomicBool,
 ) -> Result<Loaded, LedgerError> {
     let shape = ledger.shape();
-    prepare(&mut Connection::open(address)?, &shape, load.consume)?;
+    let prepared = Connection::open(address)
+        .map_err(LedgerError::from)
+        .and_then(|mut connection| prepare(&mut connection, &shape, load.consume));
+    let lost = outlived(prepared, Loaded::default())?;
+    if lost.connections_lost > 0 {
+        return Ok(lost);
+    }
     let until = Instant::now() + load.duration;
     let ended = || stop.load(Ordering::Relaxed) || Instant::now() >= until;
     thread::scope(|scope| {

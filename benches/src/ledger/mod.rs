@@ -14,7 +14,7 @@ pub mod message;
 pub mod record;
 
 pub use audit::{Verdict, audit};
-pub use load::{Load, Loaded, load};
+pub use load::{Load, Loaded, drain, load};
 pub use record::{Ledger, Shape};
 
 use crate::client::ClientError;
