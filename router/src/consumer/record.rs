@@ -33,7 +33,7 @@ pub struct SequenceRun {
     pub last: Sequence,
 }
 
-/// One logged decision about a consumer.
+/// One logged decision about a consumer. Applying one twice changes nothing.
 #[derive(Clone, Debug, Eq, PartialEq, SchemaRead, SchemaWrite)]
 pub enum ConsumerRecord {
     /// These deliveries were made, up to `at`; the ack wait of each runs from there.
@@ -46,6 +46,8 @@ pub enum ConsumerRecord {
     Deferred { sequence: Sequence, until: Timestamp },
     /// The configuration was changed.
     Updated { config: Box<ConsumerConfig> },
+    /// More of a snapshot: what did not fit its first row.
+    More { pending: Vec<PendingRow>, exhausted: Vec<SequenceRun>, chosen: Vec<SequenceRun> },
 }
 
 /// A pending message in a snapshot.
@@ -58,24 +60,25 @@ pub struct PendingRow {
     pub due: Timestamp,
 }
 
-/// A consumer whole: what its creation logs, and what a segment's snapshot frame carries.
+/// A consumer: what its creation logs, and what a segment's snapshot frame carries, together with the
+/// [`ConsumerRecord::More`] that follow it. The ack floor is not in it: it is what lies below the first
+/// pending message.
 #[derive(Clone, Debug, Eq, PartialEq, SchemaRead, SchemaWrite)]
 pub struct ConsumerSnapshot {
     pub id: ConsumerId,
     pub config: ConsumerConfig,
     pub created: Timestamp,
-    /// Deliveries made.
+    /// Deliveries made, and when the last was.
     pub consumer_sequence: u64,
+    pub delivered_at: Timestamp,
     /// The last message delivered, or the one before the start.
     pub delivered: Sequence,
-    pub delivered_at: Timestamp,
+    /// Where reading goes on once what was chosen at creation is delivered.
+    pub resume: Sequence,
     pub acked_at: Timestamp,
-    pub floor_consumer: u64,
-    pub floor_stream: Sequence,
     pub pending: Vec<PendingRow>,
-    /// Sequences past the delivery limit (a serialized roaring treemap; empty is none).
-    pub exhausted: Vec<u8>,
-    /// Deliver policy "last per subject": what is still to be delivered of the choice made at
-    /// creation (a serialized roaring treemap; empty is none).
-    pub chosen: Vec<u8>,
+    /// Messages past the delivery limit.
+    pub exhausted: Vec<SequenceRun>,
+    /// Deliver policy "last per subject": what is still to be delivered of the choice made at creation.
+    pub chosen: Vec<SequenceRun>,
 }
