@@ -1,8 +1,26 @@
 //! The JetStream API over a router: requests in JSON, their answers, acks and pulls by subject, and
 //! how the router's results are spelled for clients. Translation only: the meaning is in `router`.
 //!
-//! Table of contents only.
+//! `call` reads a request (pure), `api` hands it to the router, `answer` and `wire` write what comes
+//! back. Table of contents only.
 
+mod ack;
+mod answer;
+mod api;
+mod call;
+mod consumer_config;
+mod errors;
+mod json;
 mod request;
+mod stream_config;
+mod time;
+mod version;
+mod wire;
 
+pub use answer::{Form, Reply};
+pub use api::{Api, ApiStats};
+pub use call::{Call, parse_request};
+pub use errors::{MESSAGE_ID_REUSED, UNREADABLE};
 pub use request::{ApiRequest, Handled, is_api_subject};
+pub use version::{API_LEVEL, SERVER_VERSION};
+pub use wire::NatsWire;

@@ -92,6 +92,7 @@ pub enum Request {
     DirectGetBatch {
         stream: String,
         selector: BatchSelector,
+        /// 0: as many as there are, which the engine bounds.
         batch: u32,
         max_bytes: Option<u64>,
     },

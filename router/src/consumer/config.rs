@@ -72,7 +72,7 @@ pub struct ConsumerConfig {
     pub replay_policy: ReplayPolicy,
     /// Share of acks that are sampled, in per cent, 0 to 100, as text the client sent ("100%").
     pub sample_frequency: String,
-    /// `None`: the default, 1000 (unlimited for ack policy none).
+    /// `None`: the default, 1000 (unlimited for ack policy none). `u32::MAX`: asked for no limit.
     pub max_ack_pending: Option<u32>,
     pub headers_only: bool,
     pub push: Option<PushConfig>,

@@ -1,0 +1,374 @@
+//! How answers are spelled: a JSON document per request, or raw messages and statuses for direct get.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use beamlog_router::api::error::ApiError;
+use beamlog_router::api::request::{AccountInfo, Answer, Page, Response};
+use beamlog_router::consumer::ConsumerInfo;
+use beamlog_router::headers::Builder;
+use beamlog_router::{Message, Sequence, Timestamp};
+
+use super::errors::ErrorBody;
+use super::json::Object;
+use super::{consumer_config, stream_config, time, version};
+
+/// A message to a reply subject.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Reply {
+    /// A header block, or empty.
+    pub headers: Vec<u8>,
+    pub payload: String,
+    pub(super) is_error: bool,
+}
+
+/// How the answer to an engine request is spelled.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Form {
+    pub(super) kind: Kind,
+    /// The client wants the payload of a message without its headers.
+    pub(super) no_headers: bool,
+}
+
+/// The documents of the API, and the one way that is none.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Kind {
+    System,
+    Account,
+    StreamCreate,
+    StreamUpdate,
+    StreamNames,
+    StreamList,
+    StreamInfo,
+    StreamDelete,
+    StreamPurge,
+    StreamSnapshot,
+    StreamRestore,
+    StreamLeaderStepDown,
+    StreamRemovePeer,
+    StreamEvacuatePeer,
+    StreamCancelMove,
+    MessageGet,
+    MessageDelete,
+    ConsumerCreate,
+    ConsumerNames,
+    ConsumerList,
+    ConsumerInfo,
+    ConsumerDelete,
+    ConsumerPause,
+    ConsumerUnpin,
+    ConsumerReset,
+    ConsumerLeaderStepDown,
+    MetaLeaderStepDown,
+    MetaServerRemove,
+    AccountPurge,
+    /// Raw messages.
+    Direct,
+}
+
+impl Kind {
+    /// Behind `io.nats.jetstream.api.v1.`.
+    fn type_name(self) -> &'static str {
+        match self {
+            // Direct get has no document; nobody asks.
+            Self::System | Self::Direct => "system_response",
+            Self::Account => "account_info_response",
+            Self::StreamCreate => "stream_create_response",
+            Self::StreamUpdate => "stream_update_response",
+            Self::StreamNames => "stream_names_response",
+            Self::StreamList => "stream_list_response",
+            Self::StreamInfo => "stream_info_response",
+            Self::StreamDelete => "stream_delete_response",
+            Self::StreamPurge => "stream_purge_response",
+            Self::StreamSnapshot => "stream_snapshot_response",
+            Self::StreamRestore => "stream_restore_response",
+            Self::StreamLeaderStepDown => "stream_leader_stepdown_response",
+            Self::StreamRemovePeer => "stream_remove_peer_response",
+            Self::StreamEvacuatePeer => "stream_evacuate_peer_response",
+            Self::StreamCancelMove => "stream_cancel_move_response",
+            Self::MessageGet => "stream_msg_get_response",
+            Self::MessageDelete => "stream_msg_delete_response",
+            Self::ConsumerCreate => "consumer_create_response",
+            Self::ConsumerNames => "consumer_names_response",
+            Self::ConsumerList => "consumer_list_response",
+            Self::ConsumerInfo => "consumer_info_response",
+            Self::ConsumerDelete => "consumer_delete_response",
+            Self::ConsumerPause => "consumer_pause_response",
+            Self::ConsumerUnpin => "consumer_unpin_response",
+            Self::ConsumerReset => "consumer_reset_response",
+            Self::ConsumerLeaderStepDown => "consumer_leader_stepdown_response",
+            Self::MetaLeaderStepDown => "meta_leader_stepdown_response",
+            Self::MetaServerRemove => "meta_server_remove_response",
+            Self::AccountPurge => "account_purge_response",
+        }
+    }
+
+    /// The members that nats-server never leaves out, not even beside an error.
+    fn write_absent(self, object: &mut Object<'_>) {
+        let page = |object: &mut Object<'_>| {
+            for name in ["total", "offset", "limit"] {
+                object.number(name, 0);
+            }
+        };
+        match self {
+            Self::StreamInfo => page(object),
+            Self::StreamNames | Self::StreamList => {
+                page(object);
+                object.null("streams");
+            }
+            Self::ConsumerNames | Self::ConsumerList => {
+                page(object);
+                object.texts::<&str>("consumers", &[]);
+            }
+            Self::StreamPurge => object.number("purged", 0),
+            Self::StreamRestore => object.text("deliver_subject", ""),
+            Self::ConsumerReset => object.number("reset_seq", 0),
+            Self::ConsumerPause => {
+                object.boolean("paused", false);
+                object.time("pause_until", Timestamp(0));
+            }
+            Self::System
+            | Self::Account
+            | Self::StreamCreate
+            | Self::StreamUpdate
+            | Self::StreamDelete
+            | Self::StreamSnapshot
+            | Self::StreamLeaderStepDown
+            | Self::StreamRemovePeer
+            | Self::StreamEvacuatePeer
+            | Self::StreamCancelMove
+            | Self::MessageGet
+            | Self::MessageDelete
+            | Self::ConsumerCreate
+            | Self::ConsumerInfo
+            | Self::ConsumerDelete
+            | Self::ConsumerUnpin
+            | Self::ConsumerLeaderStepDown
+            | Self::MetaLeaderStepDown
+            | Self::MetaServerRemove
+            | Self::AccountPurge
+            | Self::Direct => {}
+        }
+    }
+}
+
+/// Appends the members of an error.
+pub(super) fn write_error(error: &ErrorBody, object: &mut Object<'_>) {
+    object.object("error", |inner| {
+        inner.number("code", error.code);
+        inner.number("err_code", error.err_code);
+        inner.text("description", &error.description);
+    });
+}
+
+impl Reply {
+    /// A document that refuses.
+    pub(super) fn refusal(kind: Kind, error: &ErrorBody) -> Self {
+        let payload = document(kind, |object| {
+            write_error(error, object);
+            kind.write_absent(object);
+        });
+        Self { headers: Vec::new(), payload, is_error: true }
+    }
+
+    /// A message that is only a status.
+    pub(super) fn status(block: Builder) -> Self {
+        Self { headers: block.finish(), payload: String::new(), is_error: true }
+    }
+}
+
+fn document(kind: Kind, fill: impl FnOnce(&mut Object<'_>)) -> String {
+    let mut out = String::with_capacity(1024);
+    Object::write(&mut out, |object| {
+        object.text("type", &format!("io.nats.jetstream.api.v1.{}", kind.type_name()));
+        fill(object);
+    });
+    out
+}
+
+/// What an answer says besides what the engine knows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Around<'a> {
+    pub(super) server_name: &'a str,
+    pub(super) now: Timestamp,
+    /// API requests answered, and how many of them by an error.
+    pub(super) requests: u64,
+    pub(super) errors: u64,
+}
+
+/// The document that answers a request. Direct get has none: see [`raw`].
+pub(super) fn spell(form: Form, answer: &Answer, around: &Around<'_>) -> Reply {
+    let kind = form.kind;
+    let response = match answer {
+        Ok(response) => response,
+        Err(error) => return Reply::refusal(kind, &error.into()),
+    };
+    let payload = document(kind, |object| match response {
+        Response::Account(info) => write_account(info, around, object),
+        Response::Stream { info, created } => {
+            let asked = kind == Kind::StreamInfo;
+            if asked {
+                write_page(info.subjects.as_ref(), object);
+            }
+            stream_config::write_info(info, true, asked.then_some(around.server_name), object);
+            // nats-server says so whenever a create succeeds, the stream being new or not.
+            object.boolean_if_set("did_create", *created || kind == Kind::StreamCreate);
+        }
+        Response::Names(page) => {
+            write_page(Some(page), object);
+            match kind {
+                Kind::ConsumerNames => object.list("consumers", &page.items, stream_config::push_name),
+                _ if page.items.is_empty() => object.null("streams"),
+                _ => object.list("streams", &page.items, stream_config::push_name),
+            }
+        }
+        Response::Streams(page) => {
+            write_page(Some(page), object);
+            object.list("streams", &page.items, stream_config::push_info);
+        }
+        Response::Deleted => object.boolean("success", true),
+        Response::Purged { count } => {
+            object.boolean("success", true);
+            object.number("purged", *count);
+        }
+        Response::Message(message) => write_message(message, form.no_headers, object),
+        // An answer to direct get only.
+        Response::Batch { .. } => {}
+        Response::Consumer(info) => consumer_config::write_info(info, around.now, true, object),
+        Response::Consumers(page) => {
+            write_page(Some(page), object);
+            object.list("consumers", &page.items, |info: &ConsumerInfo, out| {
+                Object::write(out, |inner| consumer_config::write_info(info, around.now, false, inner));
+            });
+        }
+        Response::Paused { until, remaining_nanos } => {
+            object.boolean("paused", *remaining_nanos > 0);
+            object.time("pause_until", until.unwrap_or(Timestamp(0)));
+            object.number_unless_zero("pause_remaining", *remaining_nanos);
+        }
+    });
+    Reply { headers: Vec::new(), payload, is_error: false }
+}
+
+fn write_page<T>(page: Option<&Page<T>>, object: &mut Object<'_>) {
+    let (total, offset, limit) = page.map_or((0, 0, 0), |page| (page.total, page.offset, page.limit));
+    for (name, value) in [("total", total), ("offset", offset), ("limit", limit)] {
+        object.number(name, i128::try_from(value).unwrap_or(i128::MAX));
+    }
+}
+
+fn write_account(info: &AccountInfo, around: &Around<'_>, object: &mut Object<'_>) {
+    object.number("memory", info.memory_bytes);
+    object.number("storage", info.storage_bytes);
+    object.number("reserved_memory", 0);
+    object.number("reserved_storage", 0);
+    object.number("streams", info.streams);
+    object.number("consumers", info.consumers);
+    object.object("limits", |limits| {
+        for name in [
+            "max_memory",
+            "max_storage",
+            "max_streams",
+            "max_consumers",
+            "max_ack_pending",
+            "memory_max_stream_bytes",
+            "storage_max_stream_bytes",
+        ] {
+            limits.number(name, -1);
+        }
+        limits.boolean("max_bytes_required", false);
+    });
+    object.object("api", |api| {
+        api.number("level", version::API_LEVEL);
+        api.number("total", around.requests);
+        api.number("errors", around.errors);
+    });
+}
+
+fn write_message(message: &Message, no_headers: bool, object: &mut Object<'_>) {
+    object.object("message", |inner| {
+        inner.text("subject", &String::from_utf8_lossy(&message.subject));
+        inner.number("seq", message.sequence.0);
+        if !no_headers {
+            inner.text_unless_empty("hdrs", &BASE64.encode(&message.headers));
+        }
+        inner.text_unless_empty("data", &BASE64.encode(&message.payload));
+        inner.time("time", message.timestamp);
+    });
+}
+
+/// What becomes of an answer to a direct get.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Raw {
+    Sent,
+    /// The stream does not answer direct gets, or is not there: nobody is listening.
+    NobodyListens,
+}
+
+/// Sends the answer to a direct get: raw messages with headers that say where they are from, or a status.
+pub(super) fn raw(form: Form, stream: &str, answer: &Answer, send: &mut dyn FnMut(&[u8], &[u8])) -> Raw {
+    let mut status = |code, text: &str| send(&Builder::status(code, text).finish(), b"");
+    match answer {
+        Ok(Response::Message(message)) => send_message(form, stream, message, None, send),
+        Ok(Response::Batch { messages, .. }) if messages.is_empty() => status(404, "No Results"),
+        Ok(Response::Batch { messages, pending, last_sequence, up_to }) => {
+            let mut last = Sequence(0);
+            for (at, message) in messages.iter().enumerate() {
+                let behind = u64::try_from(messages.len() - at - 1).unwrap_or(u64::MAX);
+                send_message(form, stream, message, Some((pending.saturating_add(behind), last)), send);
+                last = message.sequence;
+            }
+            let end = Builder::status(204, "EOB")
+                .header("Nats-Num-Pending", pending.to_string())
+                .header("Nats-Last-Sequence", last_sequence.to_string());
+            let end = match up_to {
+                Some(up_to) => end.header("Nats-UpTo-Sequence", up_to.to_string()),
+                None => end,
+            };
+            send(&end.finish(), b"");
+        }
+        Err(ApiError::StreamNotFound) => return Raw::NobodyListens,
+        Err(ApiError::NoMessage | ApiError::SequenceNotFound(_)) => status(404, "Message Not Found"),
+        Err(ApiError::TooManyRequests) => status(429, "Too Many Requests"),
+        Err(error) => {
+            let body = ErrorBody::from(error);
+            status(body.code, &body.description);
+        }
+        // The engine answers direct gets with messages.
+        Ok(
+            Response::Account(_)
+            | Response::Stream { .. }
+            | Response::Names(_)
+            | Response::Streams(_)
+            | Response::Deleted
+            | Response::Purged { .. }
+            | Response::Consumer(_)
+            | Response::Consumers(_)
+            | Response::Paused { .. },
+        ) => status(500, "unexpected answer"),
+    }
+    Raw::Sent
+}
+
+fn send_message(
+    form: Form,
+    stream: &str,
+    message: &Message,
+    batch: Option<(u64, Sequence)>,
+    send: &mut dyn FnMut(&[u8], &[u8]),
+) {
+    if form.no_headers {
+        send(b"", &message.payload);
+        return;
+    }
+    let mut block = Builder::append_to(&message.headers)
+        .header("Nats-Stream", stream)
+        .header("Nats-Subject", &message.subject)
+        .header("Nats-Sequence", message.sequence.to_string())
+        .header("Nats-Time-Stamp", time::text(message.timestamp));
+    if let Some((pending, last)) = batch {
+        block = block
+            .header("Nats-Num-Pending", pending.to_string())
+            .header("Nats-Last-Sequence", last.to_string());
+    }
+    send(&block.finish(), &message.payload);
+}

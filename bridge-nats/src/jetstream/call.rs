@@ -1,0 +1,545 @@
+//! From a subject and a body to what is wanted. Pure: bytes in, a [`Call`] out, whatever the bytes are.
+
+use std::ops::Bound;
+
+use beamlog_router::Sequence;
+use beamlog_router::api::request::{
+    AckKind, AckTarget, BatchSelector, ConsumerAction, MessageSelector, PullRequest, Purge, Request,
+};
+use beamlog_router::headers::Builder;
+
+use super::answer::{Form, Kind, Reply};
+use super::consumer_config;
+use super::errors::ErrorBody;
+use super::json::{Fields, Malformed};
+use super::{ack, stream_config, version};
+
+/// What an API request asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Call {
+    /// A question to the engine, and how its answer is spelled.
+    Engine { request: Box<Request>, form: Form },
+    /// A pull; messages and statuses go to the reply subject.
+    Pull { stream: String, consumer: String, request: PullRequest },
+    /// A client's word on a delivery.
+    Ack { target: AckTarget, kind: AckKind },
+    /// The answer to a flow-control message.
+    FlowControl { stream: String, consumer: String, token: u64 },
+    /// Refused here, with this answer.
+    Reply(Reply),
+    /// An ack or flow-control answer that names nothing. Nobody waits for more.
+    Nothing,
+}
+
+/// Reads one request. Total over all bytes.
+#[must_use]
+pub fn parse_request(subject: &[u8], headers: &[u8], payload: &[u8]) -> Call {
+    let Ok(subject) = std::str::from_utf8(subject) else { return unknown() };
+    let mut tokens = subject.split('.');
+    match (tokens.next(), tokens.next()) {
+        (Some("$JS"), Some("API")) => api(&tokens.collect::<Vec<_>>(), headers, payload),
+        (Some("$JS"), Some("ACK")) => match (ack::target(subject), ack::kind(payload)) {
+            (Some(target), Some(kind)) => Call::Ack { target, kind },
+            (Some(_) | None, _) => Call::Nothing,
+        },
+        (Some("$JS"), Some("FC")) => flow_control(&tokens.collect::<Vec<_>>()),
+        (_, _) => unknown(),
+    }
+}
+
+/// `$JS.FC.<stream>.<consumer>.<token>`, or the same behind a domain and an account.
+fn flow_control(tokens: &[&str]) -> Call {
+    let fields = if tokens.len() > 3 { tokens.get(2..).unwrap_or_default() } else { tokens };
+    match fields {
+        [stream, consumer, token] => match token.parse() {
+            Ok(token) => {
+                Call::FlowControl { stream: (*stream).to_owned(), consumer: (*consumer).to_owned(), token }
+            }
+            Err(_) => Call::Nothing,
+        },
+        _ => Call::Nothing,
+    }
+}
+
+fn unknown() -> Call {
+    refuse(Kind::System, ErrorBody::bad_request())
+}
+
+fn refuse(kind: Kind, error: ErrorBody) -> Call {
+    Call::Reply(Reply::refusal(kind, &error))
+}
+
+fn status(code: u16, text: &str) -> Call {
+    Call::Reply(Reply::status(Builder::status(code, text)))
+}
+
+/// Dispatches on the tokens behind `$JS.API.`.
+fn api(tokens: &[&str], headers: &[u8], payload: &[u8]) -> Call {
+    match tokens {
+        ["DIRECT", "GET", stream, subject @ ..] => return direct(stream, subject, headers, payload),
+        ["CONSUMER", "MSG", "NEXT", stream, consumer] => return next(stream, consumer, headers, payload),
+        _ => {}
+    }
+    let Some((kind, outcome)) = json_call(tokens, payload) else { return unknown() };
+    if version::level_is_missing(headers) {
+        return refuse(kind, ErrorBody::required_api_level());
+    }
+    match outcome {
+        Ok(wanted) => {
+            let form = Form { kind, no_headers: wanted.no_headers };
+            Call::Engine { request: Box::new(wanted.request), form }
+        }
+        Err(error) => refuse(kind, error),
+    }
+}
+
+/// A request with what only its answer needs to know.
+struct Wanted {
+    request: Request,
+    no_headers: bool,
+}
+
+impl From<Request> for Wanted {
+    fn from(request: Request) -> Self {
+        Self { request, no_headers: false }
+    }
+}
+
+/// The requests that are answered in JSON. `None`: there is no such request.
+fn json_call(tokens: &[&str], payload: &[u8]) -> Option<(Kind, Result<Wanted, ErrorBody>)> {
+    Some(match tokens {
+        ["INFO"] => (Kind::Account, Ok(Request::AccountInfo.into())),
+        ["STREAM", "CREATE", stream] => (Kind::StreamCreate, create_stream(stream, payload)),
+        ["STREAM", "UPDATE", stream] => (Kind::StreamUpdate, update_stream(stream, payload)),
+        ["STREAM", "NAMES"] => (
+            Kind::StreamNames,
+            list(payload).map(|(subject, offset)| Request::StreamNames { subject, offset }.into()),
+        ),
+        ["STREAM", "LIST"] => (
+            Kind::StreamList,
+            list(payload).map(|(subject, offset)| Request::StreamList { subject, offset }.into()),
+        ),
+        ["STREAM", "INFO", stream] => (Kind::StreamInfo, stream_info(stream, payload).map_err(Into::into)),
+        ["STREAM", "DELETE", stream] => (
+            Kind::StreamDelete,
+            empty(payload).map(|()| Request::DeleteStream { stream: (*stream).to_owned() }.into()),
+        ),
+        ["STREAM", "PURGE", stream] => (Kind::StreamPurge, purge(stream, payload)),
+        ["STREAM", "MSG", "GET", stream] => (Kind::MessageGet, get_message(stream, payload)),
+        ["STREAM", "MSG", "DELETE", stream] => (Kind::MessageDelete, delete_message(stream, payload)),
+        ["CONSUMER", "CREATE", stream] => {
+            (Kind::ConsumerCreate, create_consumer(&Naming::Ephemeral { stream }, payload))
+        }
+        ["CONSUMER", "CREATE", stream, consumer, filter @ ..] => {
+            let filter = filter.join(".");
+            let naming = Naming::Named { stream, consumer, filter: &filter };
+            (Kind::ConsumerCreate, create_consumer(&naming, payload))
+        }
+        ["CONSUMER", "DURABLE", "CREATE", stream, consumer] => {
+            (Kind::ConsumerCreate, create_consumer(&Naming::Durable { stream, consumer }, payload))
+        }
+        ["CONSUMER", "DURABLE", "CREATE", ..] => {
+            let text = "consumer expected to be durable but no durable name set in subject";
+            (Kind::ConsumerCreate, Err(ErrorBody::new(400, 10016, text)))
+        }
+        ["CONSUMER", "NAMES", stream] => (
+            Kind::ConsumerNames,
+            list(payload)
+                .map(|(_, offset)| Request::ConsumerNames { stream: (*stream).to_owned(), offset }.into()),
+        ),
+        ["CONSUMER", "LIST", stream] => (
+            Kind::ConsumerList,
+            list(payload)
+                .map(|(_, offset)| Request::ConsumerList { stream: (*stream).to_owned(), offset }.into()),
+        ),
+        ["CONSUMER", "INFO", stream, consumer] => (
+            Kind::ConsumerInfo,
+            empty(payload).map(|()| {
+                let (stream, consumer) = ((*stream).to_owned(), (*consumer).to_owned());
+                Request::ConsumerInfo { stream, consumer }.into()
+            }),
+        ),
+        ["CONSUMER", "DELETE", stream, consumer] => (
+            Kind::ConsumerDelete,
+            empty(payload).map(|()| {
+                let (stream, consumer) = ((*stream).to_owned(), (*consumer).to_owned());
+                Request::DeleteConsumer { stream, consumer }.into()
+            }),
+        ),
+        ["CONSUMER", "PAUSE", stream, consumer] => {
+            (Kind::ConsumerPause, pause(stream, consumer, payload).map_err(Into::into))
+        }
+        tokens => {
+            let (kind, error) = not_done(tokens)?;
+            (kind, Err(error))
+        }
+    })
+}
+
+/// What nats-server does and this router does not: refused by name, never met with silence.
+fn not_done(tokens: &[&str]) -> Option<(Kind, ErrorBody)> {
+    Some(match tokens {
+        ["STREAM", "SNAPSHOT", _] => {
+            (Kind::StreamSnapshot, ErrorBody::new(500, 10064, "snapshot failed: not supported"))
+        }
+        ["STREAM", "RESTORE", _] => {
+            (Kind::StreamRestore, ErrorBody::new(500, 10062, "restore failed: not supported"))
+        }
+        ["CONSUMER", "UNPIN", _, _] => {
+            let text = "Provided priority group does not exist for this consumer";
+            (Kind::ConsumerUnpin, ErrorBody::new(400, 10160, text))
+        }
+        ["CONSUMER", "RESET", _, _] => {
+            (Kind::ConsumerReset, ErrorBody::new(400, 10204, "invalid reset: not supported"))
+        }
+        ["STREAM", "LEADER", "STEPDOWN", _] => (Kind::StreamLeaderStepDown, ErrorBody::cluster_required()),
+        ["STREAM", "PEER", "REMOVE", _] => (Kind::StreamRemovePeer, ErrorBody::cluster_required()),
+        ["STREAM", "PEER", "EVACUATE", _] => (Kind::StreamEvacuatePeer, ErrorBody::cluster_required()),
+        ["STREAM", "CANCEL_MOVE", _] => (Kind::StreamCancelMove, ErrorBody::cluster_required()),
+        ["CONSUMER", "LEADER", "STEPDOWN", _, _] => {
+            (Kind::ConsumerLeaderStepDown, ErrorBody::cluster_required())
+        }
+        ["META", "LEADER", "STEPDOWN"] => (Kind::MetaLeaderStepDown, ErrorBody::cluster_required()),
+        ["SERVER", "REMOVE"] => (Kind::MetaServerRemove, ErrorBody::cluster_required()),
+        ["ACCOUNT", "PURGE", _] => (Kind::AccountPurge, ErrorBody::cluster_required()),
+        _ => return None,
+    })
+}
+
+fn create_stream(stream: &str, payload: &[u8]) -> Result<Wanted, ErrorBody> {
+    let config = stream_config::read(payload)?;
+    check_stream_name(stream, &config.name)?;
+    if config.sealed {
+        return Err(ErrorBody::stream_config("stream configuration for create can not be sealed"));
+    }
+    if config.mirror_direct {
+        return Err(ErrorBody::stream_config("stream has no mirror but does have mirror direct"));
+    }
+    Ok(Request::CreateStream(Box::new(config)).into())
+}
+
+fn update_stream(stream: &str, payload: &[u8]) -> Result<Wanted, ErrorBody> {
+    let config = stream_config::read(payload)?;
+    check_stream_name(stream, &config.name)?;
+    Ok(Request::UpdateStream(Box::new(config)).into())
+}
+
+fn check_stream_name(in_subject: &str, in_config: &str) -> Result<(), ErrorBody> {
+    if in_subject != in_config {
+        return Err(ErrorBody::new(400, 10056, "stream name in subject does not match request"));
+    }
+    if in_subject.contains(['/', '\\']) {
+        return Err(ErrorBody::path_separators_in_stream());
+    }
+    Ok(())
+}
+
+/// The body of list requests: a filter and where to begin. What is no object is no body.
+fn list(payload: &[u8]) -> Result<(Option<String>, usize), ErrorBody> {
+    let Some(mut fields) = object_or_nothing(payload)? else { return Ok((None, 0)) };
+    let subject = fields.string("subject")?;
+    let offset = offset(&mut fields)?;
+    fields.finish()?;
+    Ok(((!subject.is_empty()).then_some(subject), offset))
+}
+
+fn offset(fields: &mut Fields) -> Result<usize, Malformed> {
+    Ok(usize::try_from(fields.signed("offset")?).unwrap_or(0))
+}
+
+/// Some requests take a body that is an object (or an array, which is an error), and overlook others.
+fn object_or_nothing(payload: &[u8]) -> Result<Option<Fields>, Malformed> {
+    match payload.trim_ascii_start().first() {
+        Some(b'{' | b'[') => Fields::parse(payload).map(Some),
+        Some(_) | None => Ok(None),
+    }
+}
+
+/// For requests that want no body: nothing, or an object without members.
+fn empty(payload: &[u8]) -> Result<(), ErrorBody> {
+    let is_empty = payload.is_empty() || is_empty_object(payload);
+    if is_empty { Ok(()) } else { Err(ErrorBody::not_empty_request()) }
+}
+
+fn is_empty_object(payload: &[u8]) -> bool {
+    let starts = payload.trim_ascii_start().first() == Some(&b'{');
+    starts && Fields::parse(payload).is_ok_and(|fields| fields.finish().is_ok())
+}
+
+fn stream_info(stream: &str, payload: &[u8]) -> Result<Wanted, Malformed> {
+    let mut request = (None, 0, false);
+    if let Some(mut fields) = object_or_nothing(payload)? {
+        let filter = fields.string("subjects_filter")?;
+        let offset = offset(&mut fields)?;
+        request = ((!filter.is_empty()).then_some(filter), offset, fields.boolean("deleted_details")?);
+        fields.finish()?;
+    }
+    let (subjects_filter, offset, deleted_details) = request;
+    Ok(Request::StreamInfo { stream: stream.to_owned(), subjects_filter, offset, deleted_details }.into())
+}
+
+fn purge(stream: &str, payload: &[u8]) -> Result<Wanted, ErrorBody> {
+    let mut purge = Purge::default();
+    if let Some(mut fields) = object_or_nothing(payload)? {
+        let (before, keep) = (fields.unsigned("seq")?, fields.unsigned("keep")?);
+        purge.filter = fields.string("filter")?;
+        fields.finish()?;
+        if before > 0 && keep > 0 {
+            return Err(ErrorBody::bad_request());
+        }
+        purge.before = (before > 0).then_some(Sequence(before));
+        purge.keep = (keep > 0).then_some(keep);
+    }
+    Ok(Request::PurgeStream { stream: stream.to_owned(), purge }.into())
+}
+
+/// The members that message and direct gets share.
+#[derive(Debug, Default)]
+struct Get {
+    sequence: u64,
+    last_on: String,
+    next_on: String,
+    start: Option<beamlog_router::Timestamp>,
+    batch: i64,
+    max_bytes: i64,
+    last_of_each: Vec<String>,
+    up_to: u64,
+    up_to_time: Option<beamlog_router::Timestamp>,
+    no_headers: bool,
+}
+
+impl Get {
+    fn read(fields: &mut Fields) -> Result<Self, Malformed> {
+        Ok(Self {
+            sequence: fields.unsigned("seq")?,
+            last_on: fields.string("last_by_subj")?,
+            next_on: fields.string("next_by_subj")?,
+            start: fields.time("start_time")?,
+            batch: fields.signed("batch")?,
+            max_bytes: fields.signed("max_bytes")?,
+            last_of_each: fields.strings("multi_last")?,
+            up_to: fields.unsigned("up_to_seq")?,
+            up_to_time: fields.time("up_to_time")?,
+            no_headers: fields.boolean("no_hdr")?,
+        })
+    }
+
+    /// Sequence, last-by-subject and start time exclude each other; next-by-subject goes with the first
+    /// and the third.
+    fn contradicts(&self) -> bool {
+        let (by_sequence, by_last, by_time) =
+            (self.sequence > 0, !self.last_on.is_empty(), self.start.is_some());
+        (by_sequence && by_last)
+            || (by_sequence && by_time)
+            || (by_time && by_last)
+            || (by_last && !self.next_on.is_empty())
+    }
+
+    fn is_empty(&self) -> bool {
+        self.sequence == 0 && self.last_on.is_empty() && self.next_on.is_empty() && self.start.is_none()
+    }
+
+    /// The one message that is meant.
+    fn selector(self) -> MessageSelector {
+        if let Some(time) = self.start {
+            MessageSelector::NextAfter { filter: self.next_on, time }
+        } else if !self.next_on.is_empty() {
+            MessageSelector::NextOn { filter: self.next_on, from: Sequence(self.sequence.max(1)) }
+        } else if self.sequence > 0 {
+            MessageSelector::At(Sequence(self.sequence))
+        } else {
+            MessageSelector::LastOn(self.last_on)
+        }
+    }
+}
+
+fn get_message(stream: &str, payload: &[u8]) -> Result<Wanted, ErrorBody> {
+    if payload.is_empty() || is_empty_object(payload) {
+        return Err(ErrorBody::bad_request());
+    }
+    let mut fields = Fields::parse(payload)?;
+    let get = Get::read(&mut fields)?;
+    fields.finish()?;
+    if get.batch > 0 || get.max_bytes > 0 || get.contradicts() || get.is_empty() {
+        return Err(ErrorBody::bad_request());
+    }
+    let no_headers = get.no_headers;
+    let request = Request::GetMessage { stream: stream.to_owned(), selector: get.selector() };
+    Ok(Wanted { request, no_headers })
+}
+
+fn delete_message(stream: &str, payload: &[u8]) -> Result<Wanted, ErrorBody> {
+    if payload.is_empty() || is_empty_object(payload) {
+        return Err(ErrorBody::bad_request());
+    }
+    let mut fields = Fields::parse(payload)?;
+    let (sequence, no_erase) = (fields.unsigned("seq")?, fields.boolean("no_erase")?);
+    fields.finish()?;
+    let sequence = Sequence(sequence);
+    Ok(Request::DeleteMessage { stream: stream.to_owned(), sequence, erase: !no_erase }.into())
+}
+
+/// How the subject of a create request names the consumer.
+enum Naming<'a> {
+    /// Not at all: the body may.
+    Ephemeral {
+        stream: &'a str,
+    },
+    /// The old form for durables.
+    Durable {
+        stream: &'a str,
+        consumer: &'a str,
+    },
+    Named {
+        stream: &'a str,
+        consumer: &'a str,
+        filter: &'a str,
+    },
+}
+
+fn create_consumer(naming: &Naming<'_>, payload: &[u8]) -> Result<Wanted, ErrorBody> {
+    let mut fields = Fields::parse(payload)?;
+    let stream_name = fields.string("stream_name")?;
+    let action = match fields.string("action")?.as_str() {
+        "" => ConsumerAction::CreateOrUpdate,
+        "create" => ConsumerAction::Create,
+        "update" => ConsumerAction::Update,
+        other => return Err(ErrorBody::invalid_json(format!("unknown consumer action: {other:?}"))),
+    };
+    fields.boolean("pedantic")?;
+    let config = fields.object("config")?;
+    fields.finish()?;
+    let mut config = config.unwrap_or_default();
+    let sent = consumer_config::read(&mut config)?;
+    config.finish()?;
+
+    let (stream, in_subject) = match naming {
+        Naming::Ephemeral { stream } => (*stream, ""),
+        Naming::Durable { stream, consumer } | Naming::Named { stream, consumer, .. } => (*stream, *consumer),
+    };
+    if stream != stream_name {
+        return Err(ErrorBody::new(400, 10056, "stream name in subject does not match request"));
+    }
+    let mut sent = sent?;
+    let name = if in_subject.is_empty() { sent.config.name.as_str() } else { in_subject };
+    if name.contains(['/', '\\']) {
+        return Err(ErrorBody::path_separators_in_consumer());
+    }
+    let durable_differs = in_subject != sent.durable_name;
+    let mismatch = "consumer name in subject does not match durable name in request";
+    match naming {
+        Naming::Ephemeral { .. } if !sent.durable_name.is_empty() => {
+            let text = "consumer expected to be ephemeral but a durable name was set in request";
+            return Err(ErrorBody::new(400, 10020, text));
+        }
+        Naming::Ephemeral { .. } => {}
+        Naming::Durable { .. } if sent.durable_name.is_empty() => {
+            let text = "consumer expected to be durable but a durable name was not set";
+            return Err(ErrorBody::new(400, 10018, text));
+        }
+        Naming::Durable { .. } if durable_differs => return Err(ErrorBody::new(400, 10017, mismatch)),
+        Naming::Durable { .. } => {}
+        Naming::Named { .. } if durable_differs && !sent.durable_name.is_empty() => {
+            return Err(ErrorBody::new(400, 10017, mismatch));
+        }
+        Naming::Named { filter, .. } => check_filter(filter, &sent)?,
+    }
+    if !in_subject.is_empty() {
+        in_subject.clone_into(&mut sent.config.name);
+    }
+    let config = Box::new(sent.config);
+    Ok(Request::CreateConsumer { stream: stream.to_owned(), config, action }.into())
+}
+
+/// A filter in the subject must be the one in the body: permissions are given on the subject.
+fn check_filter(in_subject: &str, sent: &consumer_config::Sent) -> Result<(), ErrorBody> {
+    if in_subject.is_empty() {
+        return Ok(());
+    }
+    if sent.config.filters_as_list {
+        let text = "consumer with multiple subject filters cannot use subject based API";
+        return Err(ErrorBody::new(400, 10137, text));
+    }
+    if sent.filter_subject != in_subject {
+        let text = "Consumer create request did not match filtered subject from create subject";
+        return Err(ErrorBody::new(400, 10131, text));
+    }
+    Ok(())
+}
+
+fn pause(stream: &str, consumer: &str, payload: &[u8]) -> Result<Wanted, Malformed> {
+    let mut until = None;
+    if let Some(mut fields) = object_or_nothing(payload)? {
+        until = fields.time("pause_until")?;
+        fields.finish()?;
+    }
+    Ok(Request::PauseConsumer { stream: stream.to_owned(), consumer: consumer.to_owned(), until }.into())
+}
+
+fn next(stream: &str, consumer: &str, headers: &[u8], payload: &[u8]) -> Call {
+    if version::level_is_missing(headers) {
+        return status(412, "Required Api Level");
+    }
+    match ack::pull(payload) {
+        Ok(request) => Call::Pull { stream: stream.to_owned(), consumer: consumer.to_owned(), request },
+        Err(reason) => status(400, &format!("Bad Request - {reason}")),
+    }
+}
+
+/// Direct get: answered by raw messages and statuses, and lenient with what it does not know.
+fn direct(stream: &str, subject: &[&str], headers: &[u8], payload: &[u8]) -> Call {
+    if version::level_is_missing(headers) {
+        return status(412, "Required Api Level");
+    }
+    let by_subject = !subject.is_empty();
+    if payload.is_empty() && !by_subject {
+        return status(408, "Empty Request");
+    }
+    let Ok(get) = Fields::parse(payload).and_then(|mut fields| Get::read(&mut fields)) else {
+        return status(408, "Malformed Request");
+    };
+    if by_subject {
+        let key = subject.join(".");
+        let other = !get.is_empty() || !get.last_of_each.is_empty() || get.batch != 0;
+        if key.is_empty() || other || get.up_to != 0 || get.up_to_time.is_some() {
+            return status(408, "Bad Request");
+        }
+        let form = Form { kind: Kind::Direct, no_headers: get.no_headers };
+        let selector = MessageSelector::LastOn(key);
+        return Call::Engine {
+            request: Box::new(Request::DirectGet { stream: stream.to_owned(), selector }),
+            form,
+        };
+    }
+    if get.is_empty() && get.last_of_each.is_empty() {
+        return status(408, "Empty Request");
+    }
+    let multiple = !get.last_of_each.is_empty();
+    if get.contradicts()
+        || (!get.last_on.is_empty() && (get.batch > 0 || multiple))
+        || (!get.next_on.is_empty() && multiple)
+        || (get.up_to > 0 && get.up_to_time.is_some())
+        // A lower bound for the last of each subject is not something the router can say.
+        || (multiple && (get.sequence > 0 || get.start.is_some()))
+    {
+        return status(408, "Bad Request");
+    }
+    let form = Form { kind: Kind::Direct, no_headers: get.no_headers };
+    let batch = u32::try_from(get.batch).unwrap_or(0);
+    let max_bytes = u64::try_from(get.max_bytes).ok().filter(|&bytes| bytes > 0);
+    let stream = stream.to_owned();
+    let request = if multiple {
+        let up_to = if get.up_to > 0 { Bound::Included(Sequence(get.up_to)) } else { Bound::Unbounded };
+        let selector =
+            BatchSelector::LastOfEach { filters: get.last_of_each, up_to, up_to_time: get.up_to_time };
+        // 0 is "all there are", which the router bounds.
+        Request::DirectGetBatch { stream, selector, batch, max_bytes }
+    } else if batch > 0 {
+        let from = Sequence(get.sequence.max(1));
+        let selector = BatchSelector::Next { filter: get.next_on, from, from_time: get.start };
+        Request::DirectGetBatch { stream, selector, batch, max_bytes }
+    } else {
+        Request::DirectGet { stream, selector: get.selector() }
+    };
+    Call::Engine { request: Box::new(request), form }
+}

@@ -1,0 +1,263 @@
+//! How the router's results are spelled for NATS clients: publish acks, reply subjects, status messages
+//! and advisories (contract 1.1, 1.4, 1.6). Called on the driver thread, so the common ones are written
+//! byte by byte.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use beamlog_router::Timestamp;
+use beamlog_router::api::request::{PublishOutcome, Published};
+use beamlog_router::headers::Builder;
+use beamlog_router::wire::{Advisory, DeliveryRef, DeliveryStatus, Wire};
+
+use super::answer::write_error;
+use super::errors::ErrorBody;
+use super::json::{Object, push_text};
+use super::time;
+
+/// The spelling of NATS.
+#[derive(Debug)]
+pub struct NatsWire {
+    /// Begins the ids of advisories: different in each process.
+    identity: u64,
+    advisories: AtomicU64,
+}
+
+impl Default for NatsWire {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl NatsWire {
+    #[must_use]
+    pub fn new() -> Self {
+        Self { identity: RandomState::new().hash_one("advisory"), advisories: AtomicU64::new(0) }
+    }
+
+    /// 22 letters and digits, as nats-server's ids have.
+    fn advisory_id(&self) -> String {
+        let count = self.advisories.fetch_add(1, Ordering::Relaxed);
+        let mut id = String::with_capacity(22);
+        push_base62(&mut id, self.identity, 11);
+        push_base62(&mut id, count, 11);
+        id
+    }
+}
+
+fn push_base62(out: &mut String, mut value: u64, digits: usize) {
+    const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+    for _ in 0..digits {
+        let digit = usize::try_from(value % 62).unwrap_or(0);
+        out.push(char::from(ALPHABET.get(digit).copied().unwrap_or(b'0')));
+        value /= 62;
+    }
+}
+
+/// Appends a decimal number without a detour over a string.
+fn push_decimal(out: &mut Vec<u8>, mut value: u64) {
+    let mut digits = [0_u8; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        if let Some(place) = digits.get_mut(at) {
+            *place = b'0' + u8::try_from(value % 10).unwrap_or(0);
+        }
+        value /= 10;
+        if value == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(digits.get(at..).unwrap_or_default());
+}
+
+/// Appends a JSON string. Names of streams hardly ever need an escape.
+fn push_json_text(out: &mut Vec<u8>, text: &str) {
+    let plain = |byte: &u8| !matches!(byte, 0..0x20 | b'"' | b'\\' | b'<' | b'>' | b'&');
+    if text.as_bytes().iter().all(plain) {
+        out.push(b'"');
+        out.extend_from_slice(text.as_bytes());
+        out.push(b'"');
+    } else {
+        let mut escaped = String::new();
+        push_text(&mut escaped, text);
+        out.extend_from_slice(escaped.as_bytes());
+    }
+}
+
+impl Wire for NatsWire {
+    fn publish_ack(&self, outcome: &PublishOutcome, out: &mut Vec<u8>) {
+        let (sequence, duplicate) = match &outcome.result {
+            Ok(Published::Stored(sequence)) => (*sequence, false),
+            Ok(Published::Duplicate(sequence)) => (*sequence, true),
+            Err(refusal) => {
+                let mut text = String::new();
+                Object::write(&mut text, |object| {
+                    write_error(&ErrorBody::from(refusal), object);
+                    object.text("stream", &outcome.stream);
+                    object.number("seq", 0);
+                });
+                out.extend_from_slice(text.as_bytes());
+                return;
+            }
+        };
+        out.extend_from_slice(b"{\"stream\":");
+        push_json_text(out, &outcome.stream);
+        out.extend_from_slice(b",\"seq\":");
+        push_decimal(out, sequence.0);
+        out.extend_from_slice(if duplicate { b",\"duplicate\": true}" } else { b"}" });
+    }
+
+    fn ack_subject(&self, delivery: &DeliveryRef<'_>, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"$JS.ACK.");
+        out.extend_from_slice(delivery.stream.as_bytes());
+        out.push(b'.');
+        out.extend_from_slice(delivery.consumer.as_bytes());
+        for number in [
+            delivery.delivery_count,
+            delivery.stream_sequence.0,
+            delivery.consumer_sequence,
+            delivery.timestamp.0,
+            delivery.pending,
+        ] {
+            out.push(b'.');
+            push_decimal(out, number);
+        }
+    }
+
+    fn flow_control_subject(&self, stream: &str, consumer: &str, token: u64, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"$JS.FC.");
+        out.extend_from_slice(stream.as_bytes());
+        out.push(b'.');
+        out.extend_from_slice(consumer.as_bytes());
+        out.push(b'.');
+        push_decimal(out, token);
+    }
+
+    fn status(&self, status: &DeliveryStatus, out: &mut Vec<u8>) {
+        let short_of = |text: &str, code: u16, messages: u32, bytes: u64| {
+            Builder::status(code, text)
+                .header("Nats-Pending-Messages", messages.to_string())
+                .header("Nats-Pending-Bytes", bytes.to_string())
+        };
+        let block = match status {
+            DeliveryStatus::IdleHeartbeat { last_consumer, last_stream, stalled } => {
+                let block = Builder::status(100, "Idle Heartbeat")
+                    .header("Nats-Last-Consumer", last_consumer.to_string())
+                    .header("Nats-Last-Stream", last_stream.to_string());
+                match stalled {
+                    Some(subject) => block.header("Nats-Consumer-Stalled", subject),
+                    None => block,
+                }
+            }
+            DeliveryStatus::FlowControl => Builder::status(100, "FlowControl Request"),
+            DeliveryStatus::NoMessages => Builder::status(404, "No Messages"),
+            DeliveryStatus::RequestTimeout { messages, bytes } => {
+                short_of("Request Timeout", 408, *messages, *bytes)
+            }
+            DeliveryStatus::RequestsPending => Builder::status(408, "Requests Pending"),
+            DeliveryStatus::MessageSizeExceedsMaxBytes { messages, bytes } => {
+                short_of("Message Size Exceeds MaxBytes", 409, *messages, *bytes)
+            }
+            DeliveryStatus::BatchCompleted { messages, bytes } => {
+                short_of("Batch Completed", 409, *messages, *bytes)
+            }
+            DeliveryStatus::ConsumerDeleted => Builder::status(409, "Consumer Deleted"),
+            DeliveryStatus::ConsumerIsPushBased => Builder::status(409, "Consumer is push based"),
+            DeliveryStatus::ServerShutdown => Builder::status(409, "Server Shutdown"),
+            DeliveryStatus::MaxWaitingExceeded => Builder::status(409, "Exceeded MaxWaiting"),
+            DeliveryStatus::MaxRequestBatchExceeded { max } => {
+                Builder::status(409, &format!("Exceeded MaxRequestBatch of {max}"))
+            }
+            DeliveryStatus::MaxRequestExpiresExceeded { max_nanos } => {
+                let limit = time::duration(*max_nanos);
+                Builder::status(409, &format!("Exceeded MaxRequestExpires of {limit}"))
+            }
+            DeliveryStatus::MaxRequestMaxBytesExceeded { max } => {
+                Builder::status(409, &format!("Exceeded MaxRequestMaxBytes of {max}"))
+            }
+            DeliveryStatus::BadRequest(reason) => Builder::status(400, &format!("Bad Request - {reason}")),
+            DeliveryStatus::Unreadable => Builder::status(500, "Message Unreadable"),
+        };
+        out.extend_from_slice(&block.finish());
+    }
+
+    fn advisory(&self, advisory: &Advisory, now: Timestamp) -> Option<(String, Vec<u8>)> {
+        let (subject, kind) = match advisory {
+            Advisory::StreamCreated { stream } => (format!("STREAM.CREATED.{stream}"), "stream_action"),
+            Advisory::StreamUpdated { stream } => (format!("STREAM.UPDATED.{stream}"), "stream_action"),
+            Advisory::StreamDeleted { stream } => (format!("STREAM.DELETED.{stream}"), "stream_action"),
+            Advisory::ConsumerCreated { stream, consumer } => {
+                (format!("CONSUMER.CREATED.{stream}.{consumer}"), "consumer_action")
+            }
+            Advisory::ConsumerDeleted { stream, consumer } => {
+                (format!("CONSUMER.DELETED.{stream}.{consumer}"), "consumer_action")
+            }
+            Advisory::ConsumerPaused { stream, consumer, .. } => {
+                (format!("CONSUMER.PAUSE.{stream}.{consumer}"), "consumer_pause")
+            }
+            Advisory::MaxDeliveries { stream, consumer, .. } => {
+                (format!("CONSUMER.MAX_DELIVERIES.{stream}.{consumer}"), "max_deliver")
+            }
+            Advisory::MessageNaked { stream, consumer, .. } => {
+                (format!("CONSUMER.MSG_NAKED.{stream}.{consumer}"), "nak")
+            }
+            Advisory::MessageTerminated { stream, consumer, .. } => {
+                (format!("CONSUMER.MSG_TERMINATED.{stream}.{consumer}"), "terminated")
+            }
+        };
+        let mut body = String::with_capacity(256);
+        Object::write(&mut body, |object| {
+            object.text("type", &format!("io.nats.jetstream.advisory.v1.{kind}"));
+            object.text("id", &self.advisory_id());
+            object.time("timestamp", now);
+            write_advisory(advisory, object);
+        });
+        Some((format!("$JS.EVENT.ADVISORY.{subject}"), body.into_bytes()))
+    }
+}
+
+fn write_advisory(advisory: &Advisory, object: &mut Object<'_>) {
+    let mut of_stream = |stream: &str, action| {
+        object.text("stream", stream);
+        object.text("action", action);
+    };
+    let (stream, consumer) = match advisory {
+        Advisory::StreamCreated { stream } => return of_stream(stream, "create"),
+        Advisory::StreamUpdated { stream } => return of_stream(stream, "modify"),
+        Advisory::StreamDeleted { stream } => return of_stream(stream, "delete"),
+        Advisory::ConsumerCreated { stream, consumer }
+        | Advisory::ConsumerDeleted { stream, consumer }
+        | Advisory::ConsumerPaused { stream, consumer, .. }
+        | Advisory::MaxDeliveries { stream, consumer, .. }
+        | Advisory::MessageNaked { stream, consumer, .. }
+        | Advisory::MessageTerminated { stream, consumer, .. } => (stream, consumer),
+    };
+    object.text("stream", stream);
+    object.text("consumer", consumer);
+    match advisory {
+        Advisory::ConsumerCreated { .. } => object.text("action", "create"),
+        Advisory::ConsumerDeleted { .. } => object.text("action", "delete"),
+        Advisory::ConsumerPaused { paused, until, .. } => {
+            object.boolean("paused", *paused);
+            object.time("pause_until", until.unwrap_or(Timestamp(0)));
+        }
+        Advisory::MaxDeliveries { stream_sequence, deliveries, .. } => {
+            object.number("stream_seq", stream_sequence.0);
+            object.number("deliveries", *deliveries);
+        }
+        Advisory::MessageNaked { stream_sequence, consumer_sequence, deliveries, .. } => {
+            object.number("consumer_seq", *consumer_sequence);
+            object.number("stream_seq", stream_sequence.0);
+            object.number("deliveries", *deliveries);
+        }
+        Advisory::MessageTerminated { stream_sequence, consumer_sequence, deliveries, reason, .. } => {
+            object.number("consumer_seq", *consumer_sequence);
+            object.number("stream_seq", stream_sequence.0);
+            object.number("deliveries", *deliveries);
+            object.text_unless_empty("reason", reason);
+        }
+        // Said above.
+        Advisory::StreamCreated { .. } | Advisory::StreamUpdated { .. } | Advisory::StreamDeleted { .. } => {}
+    }
+}
