@@ -4,3 +4,12 @@
 
 pub mod jetstream;
 pub mod protocol;
+mod server;
+mod session;
+mod time;
+
+pub use server::{
+    API_LEVEL, Auth, JetStream, Server, ServerOptions, ServerStats, StartError, TlsFilesError, TlsOptions, VERSION,
+};
+pub use session::{CloseReason, ConnectionSnapshot, SubscriptionSnapshot};
+pub use time::rfc3339;

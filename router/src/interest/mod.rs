@@ -38,6 +38,9 @@ pub enum Offered {
     Taken,
     /// It holds the message; somebody who offered earlier has yet to flush, and will.
     Joined,
+    /// It holds the message and will write it by itself, but its peer takes less than comes: whoever
+    /// sends should send slower.
+    Congested,
     /// It does not want this one (no echo), or its subscription has ended.
     Refused,
 }

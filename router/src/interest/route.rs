@@ -31,6 +31,7 @@ pub struct RouteCache {
     /// Misses since the cache last grew.
     misses: usize,
     touched: Vec<Arc<dyn Subscriber>>,
+    congested: bool,
     draw: u32,
 }
 
@@ -122,6 +123,11 @@ impl RouteCache {
         }
     }
 
+    /// Whether a receiver was congested since this was last asked.
+    pub fn take_congested(&mut self) -> bool {
+        std::mem::take(&mut self.congested)
+    }
+
     /// Forgets where subjects went, and with it the subscribers that have left.
     pub fn forget(&mut self) {
         self.slots = Vec::new();
@@ -158,7 +164,7 @@ impl Interest {
     pub fn route(&self, cache: &mut RouteCache, routed_by: &[u8], message: &Envelope<'_>) -> Routed {
         let hash = self.index.hash(routed_by);
         let at = cache.slot(hash);
-        let RouteCache { slots, misses, touched, draw: random } = cache;
+        let RouteCache { slots, misses, touched, congested, draw: random } = cache;
         let slot = &mut slots[at];
         if slot.hash != hash || slot.subject != routed_by || self.index.version(slot.marks) != slot.version {
             *misses += 1;
@@ -179,6 +185,10 @@ impl Interest {
                 true
             }
             Offered::Joined => true,
+            Offered::Congested => {
+                *congested = true;
+                true
+            }
             Offered::Refused => false,
         };
         for target in &matches.plain {
@@ -194,5 +204,17 @@ impl Interest {
             *slot = Slot::default();
         }
         Routed { receivers, capture }
+    }
+
+    /// The id of a plain subscription of this very subscriber that matches the subject, if there is one.
+    #[must_use]
+    pub fn plain_subscription(&self, subject: &[u8], subscriber: &Arc<dyn Subscriber>) -> Option<u64> {
+        let mut matches = Collected::default();
+        self.index.collect(subject, &mut matches);
+        matches
+            .plain
+            .iter()
+            .find(|target| Arc::ptr_eq(&target.subscriber, subscriber))
+            .map(|target| target.id)
     }
 }

@@ -1,0 +1,23 @@
+//! What a session needs of storage: the seam to the router's driver and the JetStream API.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use beamlog_router::{Full, StreamPublish};
+
+use crate::jetstream::{ApiRequest, Handled};
+
+/// Storage behind an endpoint. Called on the tasks of connections; must not block.
+pub trait JetStream: Send + Sync {
+    /// A publish to a subject of the API.
+    fn handle(&self, request: &ApiRequest<'_>) -> Handled;
+
+    /// A publish that a stream captures.
+    ///
+    /// # Errors
+    /// It is given back: there is no room now.
+    fn offer(&self, publish: StreamPublish) -> Result<(), Full<StreamPublish>>;
+
+    /// Resolves when there may be room again.
+    fn when_ready(&self) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}

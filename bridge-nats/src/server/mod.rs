@@ -1,0 +1,24 @@
+//! The shell around sessions: listener, sockets, TLS, timers, and what monitoring wants to know.
+//!
+//! * `options`: what a server is started with.
+//! * `listen`: accepting, the table of connections, draining.
+//! * `serve`: the task that reads one connection.
+//! * `socket`: writing, plain or TLS, without waiting.
+//! * `keeper`: one timer for all connections: pings, stale connections, authentication in time.
+//! * `info`: the INFO line.
+
+mod info;
+mod jetstream;
+mod keeper;
+mod listen;
+mod options;
+mod serve;
+mod socket;
+
+pub use info::{API_LEVEL, VERSION};
+pub use jetstream::JetStream;
+pub use listen::{Server, ServerStats, StartError};
+pub use options::{Auth, ServerOptions, TlsFilesError, TlsOptions};
+
+pub(crate) use listen::Context;
+pub(crate) use socket::Socket;

@@ -1,0 +1,273 @@
+//! What a client's commands do. Called with whatever was read; never waits, never reads.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use beamlog_router::interest::{Envelope, RouteCache, Subscriber};
+use beamlog_router::{StreamPublish, headers, subject};
+use bytes::{Bytes, BytesMut};
+
+use super::connection::Refused;
+use super::{ConnectOptions, Connection, encode};
+use crate::jetstream::{ApiRequest, Handled, is_api_subject};
+use crate::protocol::{Command, Limits, Parsed, Publish, Violation, parse};
+use crate::server::Context;
+
+const USER_INFO: &[u8] = b"$SYS.REQ.USER.INFO";
+
+/// The state of one client's conversation.
+pub(crate) struct Interpreter {
+    connection: Arc<Connection>,
+    context: Arc<Context>,
+    cache: RouteCache,
+    limits: Limits,
+    options: ConnectOptions,
+    /// CONNECT must come first, and did not come yet.
+    awaiting_auth: bool,
+    connected: bool,
+    /// PONG was said once; `connect_info` follows the first.
+    ponged: bool,
+    /// The connection's buffer has words of ours that nobody promised to flush.
+    spoke: bool,
+    messages: u64,
+    bytes: u64,
+}
+
+/// Where the interpreter stopped.
+#[derive(Debug)]
+pub(crate) enum Progress {
+    /// Everything whole was done; at least this many bytes are missing.
+    Incomplete { missing: usize },
+    /// The router takes no more now: wait for room, hand this in, then go on with the rest.
+    Blocked(Blocked),
+    Close(Violation),
+}
+
+/// What the router had no room for. It must not be lost, and nothing behind it may overtake it.
+#[derive(Debug)]
+pub(crate) enum Blocked {
+    Publish(StreamPublish),
+    /// An API publish; it is read again from the same bytes.
+    Api,
+}
+
+impl Interpreter {
+    pub(crate) fn new(connection: Arc<Connection>, context: Arc<Context>) -> Self {
+        let options = &context.options;
+        let limits =
+            Limits { control_line_max: options.control_line_max, payload_max: options.payload_max, headers: false };
+        let awaiting_auth = options.auth.is_required();
+        Self {
+            connection,
+            context,
+            cache: RouteCache::new(),
+            limits,
+            options: ConnectOptions::default(),
+            awaiting_auth,
+            connected: false,
+            ponged: false,
+            spoke: false,
+            messages: 0,
+            bytes: 0,
+        }
+    }
+
+    pub(crate) fn awaiting_auth(&self) -> bool {
+        self.awaiting_auth
+    }
+
+    /// Does what `input` says, as far as it goes. Returns how many bytes were consumed.
+    pub(crate) fn process(&mut self, input: &[u8]) -> (usize, Progress) {
+        let mut rest = input;
+        let progress = loop {
+            if self.awaiting_auth && !matches!(rest.first(), None | Some(b'C' | b'c')) {
+                break Progress::Close(Violation::Authorization);
+            }
+            match parse(rest, &self.limits) {
+                Ok(Parsed::Command(command, after)) => match self.command(&command) {
+                    Ok(None) => rest = after,
+                    Ok(Some(Blocked::Api)) => break Progress::Blocked(Blocked::Api),
+                    Ok(Some(blocked)) => {
+                        rest = after;
+                        break Progress::Blocked(blocked);
+                    }
+                    Err(violation) => break Progress::Close(violation),
+                },
+                Ok(Parsed::Incomplete { missing }) => break Progress::Incomplete { missing },
+                Err(violation) => break Progress::Close(violation),
+            }
+        };
+        (input.len() - rest.len(), progress)
+    }
+
+    /// The end of a batch: everything that was put into buffers is written. Returns whether some receiver
+    /// takes less than comes, so that this client should be read more slowly.
+    pub(crate) fn flush(&mut self) -> bool {
+        let input = &self.connection.input;
+        input.messages.fetch_add(std::mem::take(&mut self.messages), Ordering::Relaxed);
+        input.bytes.fetch_add(std::mem::take(&mut self.bytes), Ordering::Relaxed);
+        self.cache.flush();
+        if std::mem::take(&mut self.spoke) {
+            self.connection.flush();
+        }
+        self.cache.take_congested()
+    }
+
+    fn say(&mut self, lines: &[u8]) {
+        self.connection.say(lines);
+        self.spoke = true;
+    }
+
+    fn say_error(&mut self, text: &str) {
+        self.connection.say_error(text);
+        self.spoke = true;
+    }
+
+    fn ok(&mut self) {
+        if self.options.verbose {
+            self.say(encode::OK);
+        }
+    }
+
+    fn command(&mut self, command: &Command<'_>) -> Result<Option<Blocked>, Violation> {
+        match command {
+            Command::Publish(publish) => return Ok(self.publish(publish)),
+            Command::Ping => self.ping(),
+            Command::Pong => self.connection.pong(),
+            Command::Subscribe { filter, queue, sid } => self.subscribe(filter, *queue, sid),
+            Command::Unsubscribe { sid, max } => {
+                self.connection.unsubscribe(&self.context.interest, sid, *max);
+                self.ok();
+            }
+            Command::Connect(json) => self.connect(json)?,
+            Command::Ignored => {}
+        }
+        Ok(None)
+    }
+
+    fn connect(&mut self, json: &[u8]) -> Result<(), Violation> {
+        let mut options = ConnectOptions::parse(json).ok_or(Violation::Malformed)?;
+        if !self.context.options.auth.allows(&options) {
+            return Err(Violation::Authorization);
+        }
+        if !matches!(options.protocol, 0 | 1) {
+            return Err(Violation::InvalidClientProtocol);
+        }
+        if options.no_responders && !options.headers {
+            return Err(Violation::NoRespondersWithoutHeaders);
+        }
+        options.forget_secrets();
+        self.awaiting_auth = false;
+        self.connected = true;
+        self.limits.headers = options.headers;
+        self.options = options.clone();
+        self.connection.set_options(options);
+        self.connection.input.connected.store(true, Ordering::Release);
+        self.ok();
+        Ok(())
+    }
+
+    fn ping(&mut self) {
+        self.say(encode::PONG);
+        if !std::mem::replace(&mut self.ponged, true) && self.connected && self.options.protocol >= 1 {
+            let info = self.context.info.line(self.connection.id, self.connection.peer, true);
+            self.say(&info);
+        }
+    }
+
+    fn subscribe(&mut self, filter: &[u8], queue: Option<&[u8]>, sid: &[u8]) {
+        let max = self.context.options.subscriptions_max;
+        match self.connection.subscribe(&self.context.interest, filter, queue, sid, max) {
+            Ok(()) => self.ok(),
+            Err(Refused::InvalidSubject) => self.say_error("Invalid Subject"),
+            Err(Refused::TooMany) => self.say_error("maximum subscriptions exceeded"),
+        }
+    }
+
+    fn publish(&mut self, publish: &Publish<'_>) -> Option<Blocked> {
+        if publish.subject.first() == Some(&b'$')
+            && let Some(jetstream) = &self.context.jetstream
+            && is_api_subject(publish.subject)
+        {
+            let request = ApiRequest {
+                subject: publish.subject,
+                reply: publish.reply,
+                headers: publish.headers,
+                payload: publish.payload,
+                no_responders: self.options.no_responders,
+            };
+            match jetstream.handle(&request) {
+                Handled::Done => self.accept(publish),
+                Handled::Full => return Some(Blocked::Api),
+                Handled::NoResponders => {
+                    self.accept(publish);
+                    self.no_responders(publish);
+                }
+            }
+            return None;
+        }
+        self.accept(publish);
+        let envelope = Envelope {
+            subject: publish.subject,
+            reply: publish.reply,
+            headers: publish.headers,
+            payload: publish.payload,
+            origin: self.connection.id,
+        };
+        let routed = self.context.interest.route(&mut self.cache, publish.subject, &envelope);
+        if let Some(stream) = routed.capture
+            && let Some(jetstream) = &self.context.jetstream
+        {
+            let publish = stored(stream, publish);
+            return jetstream.offer(publish).err().map(|full| Blocked::Publish(full.0));
+        }
+        if routed.receivers == 0 && !publish.reply.is_empty() {
+            if publish.subject == USER_INFO {
+                let body = self.context.info.user_info(&self.options.user.0);
+                let answer =
+                    Envelope { subject: publish.reply, reply: b"", headers: b"", payload: &body, origin: 0 };
+                self.context.interest.route(&mut self.cache, publish.reply, &answer);
+            } else {
+                self.no_responders(publish);
+            }
+        }
+        None
+    }
+
+    /// Counts a publish, and says what pedantic and verbose clients want to hear.
+    fn accept(&mut self, publish: &Publish<'_>) {
+        self.messages += 1;
+        self.bytes += (publish.headers.len() + publish.payload.len()) as u64;
+        if self.options.pedantic && subject::check_subject(publish.subject).is_err() {
+            self.say_error("Invalid Publish Subject");
+        }
+        self.ok();
+    }
+
+    /// Nobody hears the request: its sender learns it at once, if it asked for that.
+    fn no_responders(&mut self, publish: &Publish<'_>) {
+        if !self.options.no_responders || publish.reply.is_empty() {
+            return;
+        }
+        let me = Arc::clone(&self.connection) as Arc<dyn Subscriber>;
+        let Some(id) = self.context.interest.plain_subscription(publish.reply, &me) else { return };
+        let headers = headers::Builder::status(503, "").header("Nats-Subject", publish.subject).finish();
+        // From nobody: it is meant for its own requester, echo or not.
+        let answer =
+            Envelope { subject: publish.reply, reply: b"", headers: &headers, payload: b"", origin: 0 };
+        me.offer(id, &answer);
+        self.spoke = true;
+    }
+}
+
+/// A publish on its way to the driver: one copy, one allocation.
+fn stored(stream: beamlog_router::StreamId, publish: &Publish<'_>) -> StreamPublish {
+    let parts = [publish.subject, publish.reply, publish.headers, publish.payload];
+    let mut all = BytesMut::with_capacity(parts.iter().map(|part| part.len()).sum());
+    for part in parts {
+        all.extend_from_slice(part);
+    }
+    let mut all: Bytes = all.freeze();
+    let [subject, reply, headers, payload] = parts.map(|part| all.split_to(part.len()));
+    StreamPublish { stream, subject, reply, headers, payload }
+}
