@@ -90,7 +90,12 @@ fn is_false(value: &bool) -> bool {
 }
 
 impl Info {
-    pub(crate) fn new(options: &ServerOptions, address: SocketAddr, server_id: String, jetstream: bool) -> Self {
+    pub(crate) fn new(
+        options: &ServerOptions,
+        address: SocketAddr,
+        server_id: String,
+        jetstream: bool,
+    ) -> Self {
         let tls = options.tls.as_ref();
         Self {
             server_name: options.server_name.clone().unwrap_or_else(|| server_id.clone()),
@@ -171,7 +176,9 @@ pub(super) fn fresh_server_id() -> String {
         .secure_random
         .fill(&mut random)
         .expect("the operating system has randomness");
-    std::iter::once('N').chain(random.iter().map(|byte| char::from(ALPHABET[usize::from(byte & 31)]))).collect()
+    std::iter::once('N')
+        .chain(random.iter().map(|byte| char::from(ALPHABET[usize::from(byte & 31)])))
+        .collect()
 }
 
 #[cfg(test)]

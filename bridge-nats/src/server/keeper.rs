@@ -18,7 +18,8 @@ const IDLE: Duration = Duration::from_secs(5);
 
 pub(super) async fn keep(context: Arc<Context>) {
     let options = &context.options;
-    let tick = (options.ping_interval / 4).min(options.auth_timeout / 4).clamp(Duration::from_millis(10), TICK_MAX);
+    let tick =
+        (options.ping_interval / 4).min(options.auth_timeout / 4).clamp(Duration::from_millis(10), TICK_MAX);
     loop {
         // Nothing to keep: sleep until somebody comes.
         let connections = context.living();

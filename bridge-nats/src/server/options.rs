@@ -106,9 +106,10 @@ impl Auth {
 /// Compares in a time that depends on the lengths only.
 fn same(secret: &str, given: &str) -> bool {
     let (secret, given) = (secret.as_bytes(), given.as_bytes());
-    let differences = secret.iter().zip(given).fold(0_u8, |differences, (a, b)| {
-        std::hint::black_box(differences | (a ^ b))
-    });
+    let differences = secret
+        .iter()
+        .zip(given)
+        .fold(0_u8, |differences, (a, b)| std::hint::black_box(differences | (a ^ b)));
     secret.len() == given.len() && differences == 0
 }
 
@@ -149,7 +150,11 @@ impl TlsOptions {
     ///
     /// # Errors
     /// Which file is at fault, and how.
-    pub fn from_files(certificate: &Path, key: &Path, client_ca: Option<&Path>) -> Result<Self, TlsFilesError> {
+    pub fn from_files(
+        certificate: &Path,
+        key: &Path,
+        client_ca: Option<&Path>,
+    ) -> Result<Self, TlsFilesError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let chain = certificates(certificate)?;
         let key_bytes = read(key)?;

@@ -170,7 +170,8 @@ fn open(tls: &mut ServerConnection, mut wire: &[u8], into: &mut Vec<u8>) -> io::
     let mut ended = false;
     while !wire.is_empty() {
         tls.read_tls(&mut wire)?;
-        let state = tls.process_new_packets().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        let state =
+            tls.process_new_packets().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         ended = state.peer_has_closed();
         count += decrypted(tls, into)?;
         if ended {

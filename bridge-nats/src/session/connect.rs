@@ -65,6 +65,10 @@ impl Default for ConnectOptions {
 impl ConnectOptions {
     /// Reads the argument of CONNECT; `null` is an empty object, as in Go.
     pub(crate) fn parse(json: &[u8]) -> Option<Self> {
+        // serde would take a list for a struct's fields in order.
+        if json.trim_ascii_start().starts_with(b"[") {
+            return None;
+        }
         serde_json::from_slice::<Option<Self>>(json).ok().map(Option::unwrap_or_default)
     }
 
@@ -79,7 +83,9 @@ fn or_true<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error>
     Ok(Option::deserialize(deserializer)?.unwrap_or(true))
 }
 
-fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 

@@ -5,7 +5,6 @@
 //! order. A socket that is full gets a drain task, and until it is done nobody else tries.
 //! Invariant: bytes in `buffer` imply `promised`, or `writing`, or a caller of `flush` on its way.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -141,7 +140,11 @@ impl Connection {
             this: Weak::clone(this),
             runtime,
             limits,
-            state: Mutex::new(State { socket: Some(socket), buffer: first_words.to_vec(), ..State::default() }),
+            state: Mutex::new(State {
+                socket: Some(socket),
+                buffer: first_words.to_vec(),
+                ..State::default()
+            }),
             input: InputCounts::default(),
             pings: Pings::default(),
         })
@@ -352,7 +355,9 @@ impl Connection {
                     state.draining = true;
                     drop(state);
                     match self.this.upgrade() {
-                        Some(this) => drop(self.runtime.spawn(this.drain(Arc::clone(socket), chunk, written))),
+                        Some(this) => {
+                            drop(self.runtime.spawn(this.drain(Arc::clone(socket), chunk, written)))
+                        }
                         None => self.close(CloseReason::ServerShutdown),
                     }
                     return;

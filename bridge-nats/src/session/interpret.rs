@@ -37,7 +37,9 @@ pub(crate) struct Interpreter {
 #[derive(Debug)]
 pub(crate) enum Progress {
     /// Everything whole was done; at least this many bytes are missing.
-    Incomplete { missing: usize },
+    Incomplete {
+        missing: usize,
+    },
     /// The router takes no more now: wait for room, hand this in, then go on with the rest.
     Blocked(Blocked),
     Close(Violation),
@@ -54,8 +56,11 @@ pub(crate) enum Blocked {
 impl Interpreter {
     pub(crate) fn new(connection: Arc<Connection>, context: Arc<Context>) -> Self {
         let options = &context.options;
-        let limits =
-            Limits { control_line_max: options.control_line_max, payload_max: options.payload_max, headers: false };
+        let limits = Limits {
+            control_line_max: options.control_line_max,
+            payload_max: options.payload_max,
+            headers: false,
+        };
         let awaiting_auth = options.auth.is_required();
         Self {
             connection,

@@ -1,0 +1,123 @@
+//! Everything that can grow has a limit and nats-server's answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use beamlog_nats::{Server, ServerOptions};
+use beamlog_router::interest::{Envelope, Interest, Offered, Subscriber};
+
+use crate::raw::{Raw, options, start};
+
+#[tokio::test]
+async fn an_oversized_payload_is_refused_before_it_is_sent() {
+    let server = start(ServerOptions { payload_max: 1000, ..options() }).await;
+    let mut client = Raw::ready(server.local_addr()).await;
+    client.send(format!("SUB a 1\r\nPUB a 1000\r\n{}\r\n", "x".repeat(1000))).await;
+    client.expect(format!("MSG a 1 1000\r\n{}\r\n", "x".repeat(1000))).await;
+    client.send("PUB a 1001\r\n").await;
+    assert_eq!(client.until_end().await, "-ERR 'Maximum Payload Violation'\r\n");
+}
+
+#[tokio::test]
+async fn a_control_line_without_end_is_cut_off() {
+    let server = start(options()).await;
+    let mut client = Raw::ready(server.local_addr()).await;
+    client.send(format!("SUB {}", "a".repeat(5000))).await;
+    assert_eq!(client.until_end().await, "-ERR 'maximum control line exceeded'\r\n");
+}
+
+#[tokio::test]
+async fn one_connection_too_many_is_told_so() {
+    let server = start(ServerOptions { connections_max: 1, ..options() }).await;
+    let first = Raw::ready(server.local_addr()).await;
+    let mut second = Raw::connect(server.local_addr()).await;
+    assert_eq!(second.until_end().await, "-ERR 'maximum connections exceeded'\r\n");
+    drop(first);
+}
+
+#[tokio::test]
+async fn one_subscription_too_many_is_told_so_and_the_rest_lives() {
+    let server = start(ServerOptions { subscriptions_max: 1, ..options() }).await;
+    let mut client = Raw::ready(server.local_addr()).await;
+    client.send("SUB a 1\r\nSUB b 2\r\nPUB b 0\r\n\r\nPUB a 0\r\n\r\n").await;
+    client.expect("-ERR 'maximum subscriptions exceeded'\r\nMSG a 1 0\r\n\r\n").await;
+}
+
+#[tokio::test]
+async fn a_receiver_that_does_not_read_is_dropped_and_counted() {
+    let server = start(ServerOptions { pending_max: 1 << 20, ..options() }).await;
+    let mut stalled = Raw::ready(server.local_addr()).await;
+    stalled.send("SUB flood 1\r\nPING\r\n").await;
+    stalled.expect("PONG\r\n").await;
+    let mut sender = Raw::ready(server.local_addr()).await;
+    let message = format!("PUB flood 100000\r\n{}\r\n", "x".repeat(100_000));
+    while server.stats().slow_consumers == 0 {
+        sender.send(&message).await;
+    }
+    sender.send("PING\r\n").await;
+    sender.expect("PONG\r\n").await;
+    assert_eq!(server.connections().len(), 1);
+}
+
+#[tokio::test]
+async fn a_receiver_that_takes_nothing_misses_the_write_deadline() {
+    let server = start(ServerOptions { write_deadline: Duration::from_millis(50), ..options() }).await;
+    let mut stalled = Raw::ready(server.local_addr()).await;
+    stalled.send("SUB flood 1\r\nPING\r\n").await;
+    stalled.expect("PONG\r\n").await;
+    let mut sender = Raw::ready(server.local_addr()).await;
+    // More than two sockets hold, less than may be pending.
+    for _ in 0..200 {
+        sender.send(format!("PUB flood 100000\r\n{}\r\n", "x".repeat(100_000))).await;
+    }
+    while server.stats().slow_consumers == 0 {
+        sender.send("PING\r\n").await;
+        sender.expect("PONG\r\n").await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_answers_no_ping_is_stale() {
+    let server = start(ServerOptions { ping_interval: Duration::from_millis(40), ..options() }).await;
+    let mut client = Raw::ready(server.local_addr()).await;
+    assert_eq!(client.until_end().await, "PING\r\nPING\r\n-ERR 'Stale Connection'\r\n");
+}
+
+#[tokio::test]
+async fn a_client_that_answers_pings_stays_and_its_round_trip_is_known() {
+    let server = start(ServerOptions { ping_interval: Duration::from_millis(40), ..options() }).await;
+    let mut client = Raw::ready(server.local_addr()).await;
+    for _ in 0..5 {
+        client.expect("PING\r\n").await;
+        client.send("PONG\r\n").await;
+    }
+    assert!(server.connections()[0].rtt.is_some());
+}
+
+/// A subscriber with a bug.
+struct Panicking;
+
+impl Subscriber for Panicking {
+    fn offer(&self, _: u64, _: &Envelope<'_>) -> Offered {
+        panic!("planted")
+    }
+    fn flush(&self) {}
+}
+
+#[tokio::test]
+async fn a_panic_ends_its_own_connection_and_is_counted() {
+    let interest = Arc::new(Interest::new());
+    let server = Server::start(Arc::clone(&interest), None, options()).await.unwrap();
+    interest.subscribe(b"trap", None, Arc::new(Panicking), 1).unwrap();
+    let mut bystander = Raw::ready(server.local_addr()).await;
+    let mut victim = Raw::ready(server.local_addr()).await;
+    bystander.send("SUB a 1\r\nPING\r\n").await;
+    bystander.expect("PONG\r\n").await;
+    // What was taken before the panic still arrives.
+    victim.send("PUB a 1\r\nx\r\nPUB trap 1\r\ny\r\n").await;
+    assert_eq!(victim.until_end().await, "");
+    bystander.expect("MSG a 1 1\r\nx\r\n").await;
+    bystander.send("PING\r\n").await;
+    bystander.expect("PONG\r\n").await;
+    assert_eq!((server.stats().panics, server.connections().len()), (1, 1));
+}

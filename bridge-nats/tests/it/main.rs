@@ -1,0 +1,9 @@
+//! The endpoint against real clients, real sockets, and a real nats-server.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod core;
+mod differential;
+mod habits;
+mod limits;
+mod raw;
+mod secured;
