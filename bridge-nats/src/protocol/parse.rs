@@ -193,8 +193,11 @@ fn skip_blanks(input: &[u8]) -> &[u8] {
     input.get(blanks..).unwrap_or_default()
 }
 
-/// Splits off a line, without its CRLF or LF. `None` when it has not ended yet.
-fn line<'a>(input: &'a [u8], limits: &Limits) -> Result<Option<(&'a [u8], &'a [u8])>, Violation> {
+/// A line without its CRLF or LF, and what follows it.
+type Split<'a> = (&'a [u8], &'a [u8]);
+
+/// Splits off a line. `None` when it has not ended yet.
+fn line<'a>(input: &'a [u8], limits: &Limits) -> Result<Option<Split<'a>>, Violation> {
     let Some(end) = memchr::memchr(b'\n', input) else {
         // A CR may be the last byte: it is no part of the line.
         let so_far = input.strip_suffix(b"\r").unwrap_or(input).len();
@@ -270,7 +273,8 @@ mod tests {
         // However the bytes arrive, no shorter input may be taken for a whole command or refused.
         if expected.is_ok() {
             for cut in 0..input.len() {
-                assert!(all(&input.as_bytes()[..cut]).is_ok(), "{:?}", &input[..cut]);
+                let shorter = input.as_bytes().get(..cut).unwrap();
+                assert!(all(shorter).is_ok(), "{input:?} cut at {cut}");
             }
         }
     }

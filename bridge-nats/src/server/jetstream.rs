@@ -16,6 +16,7 @@ pub trait JetStream: Send + Sync {
     ///
     /// # Errors
     /// It is given back: there is no room now.
+    #[expect(clippy::result_large_err, reason = "refused work is given back")]
     fn offer(&self, publish: StreamPublish) -> Result<(), Full<StreamPublish>>;
 
     /// Resolves when there may be room again.

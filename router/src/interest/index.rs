@@ -71,8 +71,8 @@ struct Node {
     here: Leaf,
     /// Filters that end here with `>`.
     tail: Leaf,
-    star: Option<Box<Node>>,
-    literal: HashMap<Vec<u8>, Node, RandomState>,
+    star: Option<Box<Self>>,
+    literal: HashMap<Vec<u8>, Self, RandomState>,
 }
 
 /// What a subject's matches are collected into.
@@ -86,9 +86,11 @@ pub(super) trait Matches {
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(super) struct Marks([u16; 3]);
 
+type Literals = HashMap<Vec<u8>, Leaf, RandomState>;
+
 pub(super) struct Index {
     hasher: RandomState,
-    literal: Box<[RwLock<HashMap<Vec<u8>, Leaf, RandomState>>]>,
+    literal: Box<[RwLock<Literals>]>,
     rooted: Box<[RwLock<Node>]>,
     open: RwLock<Node>,
     /// How many filters `open` has, so that routing skips it while there are none.
@@ -165,7 +167,7 @@ impl Node {
     }
 
     // `leaf` recurses through a trait object, or its type would grow with each level.
-    fn leaf_dyn<'n, 'f>(&'n mut self, rest: &mut dyn Iterator<Item = &'f [u8]>) -> &'n mut Leaf {
+    fn leaf_dyn<'n>(&'n mut self, rest: &mut dyn Iterator<Item = &[u8]>) -> &'n mut Leaf {
         self.leaf(rest)
     }
 
@@ -323,11 +325,7 @@ impl Index {
     fn with_leaf(&self, filter: &[u8], change: impl FnOnce(&mut Leaf)) {
         match place(filter) {
             Place::Literal => {
-                change(
-                    write(self.literal_shard(self.hash(filter)))
-                        .entry_ref(filter)
-                        .or_insert_with(Leaf::default),
-                );
+                change(write(self.literal_shard(self.hash(filter))).entry_ref(filter).or_default());
             }
             Place::Rooted { first } => {
                 change(write(self.rooted_shard(first)).leaf(subject::tokens(filter)));
@@ -420,7 +418,7 @@ impl Index {
         any.found
     }
 
-    fn literal_shard(&self, hash: u64) -> &RwLock<HashMap<Vec<u8>, Leaf, RandomState>> {
+    fn literal_shard(&self, hash: u64) -> &RwLock<Literals> {
         &self.literal[slot(hash, SHARDS)]
     }
 
@@ -458,7 +456,7 @@ impl Index {
             }
             None => by_first,
         };
-        Marks([hash, by_first, by_two].map(|hash| mark(hash)))
+        Marks([hash, by_first, by_two].map(mark))
     }
 
     /// Changes whenever one of the slots does: all of them only grow.

@@ -8,6 +8,8 @@
 
 mod index;
 mod route;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use std::sync::Arc;
@@ -53,6 +55,9 @@ pub trait Subscriber: Send + Sync {
     /// The sender's batch ends here: write out what was taken.
     fn flush(&self);
 }
+
+/// Is told of a watched subject: subject, group, whether there is interest now.
+pub type OnChange = Box<dyn Fn(&[u8], &[u8], bool) + Send + Sync>;
 
 /// The interest index. One per node; share it by `Arc`.
 pub struct Interest {
@@ -147,7 +152,7 @@ impl Interest {
     /// Sets who is told of watched subjects: subject, group, whether there is interest now. Calls come in
     /// the order of the changes, on the thread that subscribes or unsubscribes; the callee must not block
     /// and must not call back into interest.
-    pub fn on_change(&self, tell: Box<dyn Fn(&[u8], &[u8], bool) + Send + Sync>) {
+    pub fn on_change(&self, tell: OnChange) {
         self.watched.on_change(tell);
     }
 }

@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::OnChange;
 use super::index::Index;
 use crate::subject;
-
-type Tell = Box<dyn Fn(&[u8], &[u8], bool) + Send + Sync>;
 
 #[derive(Default)]
 pub(super) struct Watched {
@@ -20,7 +19,7 @@ pub(super) struct Watched {
 struct State {
     /// By subject and group.
     pairs: BTreeMap<(Vec<u8>, Vec<u8>), Pair>,
-    tell: Option<Tell>,
+    tell: Option<OnChange>,
 }
 
 struct Pair {
@@ -33,7 +32,7 @@ fn present(index: &Index, subject: &[u8], group: &[u8]) -> bool {
 }
 
 impl Watched {
-    pub(super) fn on_change(&self, tell: Tell) {
+    pub(super) fn on_change(&self, tell: OnChange) {
         self.state().tell = Some(tell);
     }
 
