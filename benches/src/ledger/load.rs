@@ -62,7 +62,7 @@ pub fn prepare(connection: &mut Connection, shape: &Shape, consume: bool) -> Res
     for stream in 0..shape.streams {
         let name = stream_name(stream);
         // Long enough for a message of one cycle to be known as a duplicate in the next.
-        let extra = json!({ "duplicate_window": 600_000_000_000_u64 });
+        let extra = json!({ "duplicate_window": 120_000_000_000_u64 });
         create_stream(connection, &name, &format!("ledger.{stream}.>"), &extra)?;
         if consume {
             let config = json!({
