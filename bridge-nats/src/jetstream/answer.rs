@@ -372,3 +372,207 @@ fn send_message(
     }
     send(&block.finish(), &message.payload);
 }
+
+#[cfg(test)]
+mod tests {
+    use beamlog_router::StreamId;
+    use beamlog_router::api::request::StreamInfo;
+    use beamlog_router::consumer::{ConsumerConfig, ConsumerPosition};
+    use beamlog_router::stream::{StreamConfig, StreamState};
+    use bytes::Bytes;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const AROUND: Around<'_> = Around { server_name: "n1", now: Timestamp(5), requests: 7, errors: 2 };
+
+    fn document(kind: Kind, answer: Answer) -> Value {
+        let reply = spell(Form { kind, no_headers: false }, &answer, &AROUND);
+        assert!(reply.headers.is_empty());
+        serde_json::from_str(&reply.payload).unwrap()
+    }
+
+    fn stream_info() -> StreamInfo {
+        StreamInfo {
+            config: StreamConfig { name: "S".to_owned(), ..StreamConfig::default() },
+            created: Timestamp(1),
+            state: StreamState::default(),
+            subjects: None,
+            deleted: None,
+            now: Timestamp(2),
+        }
+    }
+
+    fn message(headers: &'static [u8]) -> Message {
+        Message {
+            stream: StreamId(1),
+            sequence: Sequence(3),
+            timestamp: Timestamp(1_000_000_000),
+            subject: Bytes::from_static(b"a.b"),
+            headers: Bytes::from_static(headers),
+            payload: Bytes::from_static(b"m1"),
+        }
+    }
+
+    fn sent(form: Form, answer: &Answer) -> Vec<(String, String)> {
+        let mut messages = Vec::new();
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        let raw =
+            raw(form, "S", answer, &mut |headers, payload| messages.push((text(headers), text(payload))));
+        assert_eq!(raw, Raw::Sent);
+        messages
+    }
+
+    const DIRECT: Form = Form { kind: Kind::Direct, no_headers: false };
+
+    #[test]
+    fn errors_keep_the_members_that_clients_read_in_any_case() {
+        let error = |kind| document(kind, Err(ApiError::StreamNotFound));
+        let envelope = json!({"code":404,"err_code":10059,"description":"stream not found"});
+        let page = json!({
+            "type":"io.nats.jetstream.api.v1.stream_info_response","error":envelope,"total":0,"offset":0,"limit":0
+        });
+        assert_eq!(error(Kind::StreamInfo), page);
+        assert_eq!(error(Kind::StreamPurge)["purged"], 0);
+        assert_eq!(error(Kind::StreamNames)["streams"], Value::Null);
+        assert_eq!(error(Kind::ConsumerNames)["consumers"], json!([]));
+        let paused = error(Kind::ConsumerPause);
+        assert_eq!(
+            (&paused["paused"], &paused["pause_until"]),
+            (&json!(false), &json!("0001-01-01T00:00:00Z"))
+        );
+        let bare = error(Kind::ConsumerCreate);
+        assert_eq!(bare.as_object().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_stream_info_says_the_page_only_when_asked_for_the_stream() {
+        let info = Box::new(stream_info());
+        let created =
+            document(Kind::StreamCreate, Ok(Response::Stream { info: info.clone(), created: true }));
+        assert_eq!(created["did_create"], true);
+        assert_eq!(created.get("total"), None);
+        assert_eq!(created.get("cluster"), None);
+        let state = json!({
+            "messages":0,"bytes":0,"first_seq":0,"first_ts":"0001-01-01T00:00:00Z","last_seq":0,
+            "last_ts":"0001-01-01T00:00:00Z","consumer_count":0
+        });
+        assert_eq!(created["state"], state);
+        let mut asked = *info;
+        asked.subjects =
+            Some(Page { total: 1, offset: 0, limit: 100_000, items: vec![("a.b".to_owned(), 5)] });
+        asked.deleted = Some(vec![Sequence(4)]);
+        asked.state.deleted_count = 1;
+        let asked =
+            document(Kind::StreamInfo, Ok(Response::Stream { info: Box::new(asked), created: false }));
+        assert_eq!((&asked["total"], &asked["limit"]), (&json!(1), &json!(100_000)));
+        assert_eq!(asked["state"]["subjects"], json!({"a.b":5}));
+        assert_eq!(asked["state"]["deleted"], json!([4]));
+        assert_eq!(asked["cluster"], json!({"leader":"n1"}));
+        assert_eq!(asked.get("did_create"), None);
+    }
+
+    #[test]
+    fn lists_are_pages() {
+        let names = |items: Vec<String>| Page { total: items.len(), offset: 0, limit: 1024, items };
+        let streams = document(Kind::StreamNames, Ok(Response::Names(names(vec!["A".to_owned()]))));
+        assert_eq!(streams["streams"], json!(["A"]));
+        assert_eq!(document(Kind::StreamNames, Ok(Response::Names(names(vec![]))))["streams"], Value::Null);
+        assert_eq!(document(Kind::ConsumerNames, Ok(Response::Names(names(vec![]))))["consumers"], json!([]));
+        let page = Page { total: 1, offset: 0, limit: 256, items: vec![stream_info()] };
+        let list = document(Kind::StreamList, Ok(Response::Streams(page)));
+        // A list names no server.
+        assert_eq!(list["streams"][0]["config"]["metadata"], json!({"_nats.req.level":"0"}));
+    }
+
+    #[test]
+    fn a_consumer_info_has_what_nats_server_has() {
+        let info = ConsumerInfo {
+            stream: "S".to_owned(),
+            config: ConsumerConfig { name: "c".to_owned(), ..ConsumerConfig::default() },
+            created: Timestamp(1_000_000_000),
+            delivered: ConsumerPosition { consumer: 2, stream: Sequence(3), last_active: Timestamp(4) },
+            ack_floor: ConsumerPosition::default(),
+            ack_pending: 1,
+            redelivered: 0,
+            waiting: 0,
+            pending: 9,
+            push_bound: true,
+            paused_for_nanos: Some(8),
+        };
+        let told = document(Kind::ConsumerInfo, Ok(Response::Consumer(Box::new(info))));
+        assert_eq!((&told["stream_name"], &told["name"]), (&json!("S"), &json!("c")));
+        assert_eq!(told["delivered"]["last_active"], "1970-01-01T00:00:00.000000004Z");
+        assert_eq!(told["ack_floor"], json!({"consumer_seq":0,"stream_seq":0}));
+        assert_eq!(
+            (&told["push_bound"], &told["paused"], &told["pause_remaining"]),
+            (&json!(true), &json!(true), &json!(8))
+        );
+        assert_eq!(told["ts"], "1970-01-01T00:00:00.000000005Z");
+    }
+
+    #[test]
+    fn the_account_has_all_members_that_clients_insist_on() {
+        let info = AccountInfo { memory_bytes: 1, storage_bytes: 2, streams: 3, consumers: 4 };
+        let told = document(Kind::Account, Ok(Response::Account(info)));
+        for member in ["memory", "storage", "reserved_memory", "reserved_storage", "streams", "consumers"] {
+            assert!(told[member].is_number(), "{member}");
+        }
+        assert_eq!(told["limits"].as_object().unwrap().len(), 8);
+        assert_eq!(told["api"], json!({"level":version::API_LEVEL,"total":7,"errors":2}));
+        assert_eq!(told.get("tiers"), None);
+    }
+
+    #[test]
+    fn a_stored_message_is_told_in_base64_or_raw() {
+        let answer = Ok(Response::Message(message(b"NATS/1.0\r\nX: y\r\n\r\n")));
+        let told = document(Kind::MessageGet, answer.clone());
+        assert_eq!(
+            told["message"],
+            json!({
+                "subject":"a.b","seq":3,"hdrs":"TkFUUy8xLjANClg6IHkNCg0K","data":"bTE=",
+                "time":"1970-01-01T00:00:01Z"
+            })
+        );
+        let place = "Nats-Stream: S\r\nNats-Subject: a.b\r\nNats-Sequence: 3\r\n\
+                     Nats-Time-Stamp: 1970-01-01T00:00:01Z\r\n\r\n";
+        let with = format!("NATS/1.0\r\nX: y\r\n{place}");
+        assert_eq!(sent(DIRECT, &answer), [(with, "m1".to_owned())]);
+        let plain = Ok(Response::Message(message(b"")));
+        assert_eq!(sent(DIRECT, &plain), [(format!("NATS/1.0\r\n{place}"), "m1".to_owned())]);
+        let bare = Form { no_headers: true, ..DIRECT };
+        assert_eq!(sent(bare, &plain), [(String::new(), "m1".to_owned())]);
+    }
+
+    #[test]
+    fn a_batch_counts_down_and_ends_with_its_end() {
+        let second = Message { sequence: Sequence(8), ..message(b"") };
+        let answer = Ok(Response::Batch {
+            messages: vec![message(b""), second],
+            pending: 3,
+            last_sequence: Sequence(8),
+            up_to: Some(Sequence(20)),
+        });
+        let messages = sent(DIRECT, &answer);
+        assert!(messages[0].0.ends_with("Nats-Num-Pending: 4\r\nNats-Last-Sequence: 0\r\n\r\n"));
+        assert!(messages[1].0.ends_with("Nats-Num-Pending: 3\r\nNats-Last-Sequence: 3\r\n\r\n"));
+        assert_eq!(
+            messages[2].0,
+            "NATS/1.0 204 EOB\r\nNats-Num-Pending: 3\r\nNats-Last-Sequence: 8\r\nNats-UpTo-Sequence: 20\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn unreadable_is_never_told_as_absent() {
+        let damage = beamlog_router::Damage {
+            segment: beamlog_router::SegmentId(1),
+            offset: 2,
+            reason: beamlog_router::DamageReason::Checksum,
+        };
+        let answer: Answer = Err(ApiError::Unreadable(damage));
+        assert_eq!(sent(DIRECT, &answer)[0].0, "NATS/1.0 500 a stored message is unreadable\r\n\r\n");
+        let absent = Err(ApiError::NoMessage);
+        assert_eq!(sent(DIRECT, &absent)[0].0, "NATS/1.0 404 Message Not Found\r\n\r\n");
+        assert_eq!(document(Kind::MessageGet, answer)["error"]["code"], 500);
+    }
+}

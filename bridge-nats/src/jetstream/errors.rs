@@ -190,3 +190,137 @@ impl From<&ConsumerConfigError> for ErrorBody {
         Self::new(400, err_code, error.to_string())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use beamlog_router::{Damage, DamageReason, SegmentId, Sequence};
+
+    use super::*;
+
+    fn damage() -> Damage {
+        Damage { segment: SegmentId(1), offset: 2, reason: DamageReason::Checksum }
+    }
+
+    /// One of each that is not in the others' lists.
+    fn samples() -> Vec<ErrorBody> {
+        let text = || "{err}".to_owned();
+        let publish = [
+            PublishRefusal::WrongStream,
+            PublishRefusal::WrongLastSequence { actual: Sequence(0) },
+            PublishRefusal::WrongLastMessageId { actual: "{id}".to_owned() },
+            PublishRefusal::MissingExpectedSequence,
+            PublishRefusal::TooLarge,
+            PublishRefusal::HeadersTooLarge,
+            PublishRefusal::MaxMessages,
+            PublishRefusal::MaxBytes,
+            PublishRefusal::MaxMessagesPerSubject,
+            PublishRefusal::Sealed,
+            PublishRefusal::RollupNotPermitted,
+            PublishRefusal::RollupInvalid { value: "{value}".to_owned() },
+            PublishRefusal::TtlDisabled,
+            PublishRefusal::TtlInvalid,
+            PublishRefusal::MessageIdReused { stored: Sequence(0) },
+            PublishRefusal::InsufficientStorage,
+            PublishRefusal::LogFailed,
+            PublishRefusal::TooManyRequests,
+            PublishRefusal::StreamNotFound,
+            PublishRefusal::Unreadable(damage()),
+        ];
+        let api = [
+            ApiError::BadRequest,
+            ApiError::StreamNameInUse,
+            ApiError::SubjectOverlap,
+            ApiError::StreamConfigInvalid(text()),
+            ApiError::StreamUpdateInvalid(text()),
+            ApiError::StreamMismatch,
+            ApiError::MaxStreams,
+            ApiError::MaxConsumers,
+            ApiError::ReplicasNotSupported,
+            ApiError::ReplicasNegative,
+            ApiError::MessageDeleteFailed(text()),
+            ApiError::PurgeFailed(text()),
+            ApiError::NoMessage,
+            ApiError::SequenceNotFound(Sequence(0)),
+            ApiError::ConsumerNotFound,
+            ApiError::ConsumerNameInUse,
+            ApiError::ConsumerExists,
+            ApiError::ConsumerDoesNotExist,
+            ApiError::ConsumerStillActive,
+            ApiError::ConsumerCreateFailed(text()),
+            ApiError::InvalidJson(text()),
+            ApiError::LogFailed,
+        ];
+        let consumer = [
+            ConsumerConfigError::DeliverToWildcards,
+            ConsumerConfigError::InvalidDeliverSubject,
+            ConsumerConfigError::PushMaxWaiting,
+            ConsumerConfigError::DeliverCycle,
+            ConsumerConfigError::MaxAckPendingNeedsAckPolicy,
+            ConsumerConfigError::SmallHeartbeat,
+            ConsumerConfigError::PullRequiresAck,
+            ConsumerConfigError::PullWithRateLimit,
+            ConsumerConfigError::MaxWaitingNegative,
+            ConsumerConfigError::HeartbeatRequiresPush,
+            ConsumerConfigError::FlowControlRequiresPush,
+            ConsumerConfigError::FlowControlNeedsHeartbeats,
+            ConsumerConfigError::DirectRequiresPush,
+            ConsumerConfigError::DirectRequiresEphemeral,
+            ConsumerConfigError::FilterNotSubset,
+            ConsumerConfigError::InvalidPolicy(text()),
+            ConsumerConfigError::InvalidSampling(text()),
+            ConsumerConfigError::WorkQueueRequiresExplicitAck,
+            ConsumerConfigError::WorkQueueMultipleUnfiltered,
+            ConsumerConfigError::WorkQueueNotUnique,
+            ConsumerConfigError::WorkQueueNotDeliverAll,
+            ConsumerConfigError::NameTooLong { max: 255 },
+            ConsumerConfigError::BadDurableName,
+            ConsumerConfigError::DescriptionTooLong { max: 4096 },
+            ConsumerConfigError::MetadataTooLong { max: 131_072 },
+            ConsumerConfigError::MaxDeliverBackoff,
+            ConsumerConfigError::MaxAckPendingExcess { max: 1 },
+            ConsumerConfigError::MaxRequestBatchExceeded { max: 1 },
+            ConsumerConfigError::MaxRequestBatchNegative,
+            ConsumerConfigError::MaxRequestExpiresTooSmall,
+            ConsumerConfigError::ReplicasExceedStream,
+            ConsumerConfigError::InactiveThresholdExcess { max_nanos: 1_000_000_000 },
+            ConsumerConfigError::DuplicateFilters,
+            ConsumerConfigError::OverlappingFilters,
+            ConsumerConfigError::EmptyFilter,
+            ConsumerConfigError::AckWaitNegative,
+            ConsumerConfigError::BackoffNegative,
+        ];
+        let mut all: Vec<ErrorBody> = publish.iter().map(Into::into).collect();
+        all.extend(api.iter().map(ErrorBody::from));
+        all.extend(consumer.iter().map(ErrorBody::from));
+        all.extend([
+            ErrorBody::not_empty_request(),
+            ErrorBody::required_api_level(),
+            ErrorBody::cluster_required(),
+            ErrorBody::path_separators_in_stream(),
+            ErrorBody::path_separators_in_consumer(),
+        ]);
+        all.sort_by_key(|body| (body.err_code, body.description.clone()));
+        all.dedup();
+        all
+    }
+
+    #[test]
+    fn the_page_of_error_codes_lists_what_clients_are_told() {
+        let page = include_str!("../../../docs/reference/error-codes.md");
+        let (_, listed) = page.split_once("<!-- codes -->\n").unwrap();
+        let rows: String = samples()
+            .iter()
+            .map(|body| format!("| {} | {} | {} |\n", body.err_code, body.code, body.description))
+            .collect();
+        let table = format!("| code | http | text |\n|---|---|---|\n{rows}");
+        assert_eq!(listed, table, "put this under the mark in docs/reference/error-codes.md:\n{table}");
+    }
+
+    #[test]
+    fn our_own_codes_are_in_their_range_and_no_other_is() {
+        for body in samples() {
+            let ours = body.err_code == UNREADABLE || body.err_code == MESSAGE_ID_REUSED;
+            assert_eq!(ours, (19_000..19_100).contains(&body.err_code), "{body:?}");
+        }
+    }
+}

@@ -261,3 +261,137 @@ fn write_advisory(advisory: &Advisory, object: &mut Object<'_>) {
         Advisory::StreamCreated { .. } | Advisory::StreamUpdated { .. } | Advisory::StreamDeleted { .. } => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use beamlog_router::Sequence;
+    use beamlog_router::api::error::PublishRefusal;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn ack(stream: &str, result: Result<Published, PublishRefusal>) -> String {
+        let mut out = Vec::new();
+        NatsWire::new().publish_ack(&PublishOutcome { stream: stream.to_owned(), result }, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    fn status(status: &DeliveryStatus) -> String {
+        let mut out = Vec::new();
+        NatsWire::new().status(status, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn publish_acks_are_those_of_nats_server_byte_by_byte() {
+        assert_eq!(ack("A", Ok(Published::Stored(Sequence(1)))), r#"{"stream":"A","seq":1}"#);
+        assert_eq!(
+            ack("A", Ok(Published::Stored(Sequence(u64::MAX)))),
+            r#"{"stream":"A","seq":18446744073709551615}"#
+        );
+        assert_eq!(
+            ack("A", Ok(Published::Duplicate(Sequence(50)))),
+            r#"{"stream":"A","seq":50,"duplicate": true}"#
+        );
+        assert_eq!(
+            ack("A", Err(PublishRefusal::WrongLastSequence { actual: Sequence(4) })),
+            r#"{"error":{"code":400,"err_code":10071,"description":"wrong last sequence: 4"},"stream":"A","seq":0}"#
+        );
+        let odd: Value =
+            serde_json::from_str(&ack("a\"\\\u{1}é", Ok(Published::Stored(Sequence(1))))).unwrap();
+        assert_eq!(odd["stream"], "a\"\\\u{1}é");
+    }
+
+    #[test]
+    fn reply_subjects_are_read_back_as_what_they_say() {
+        let delivery = DeliveryRef {
+            stream: "S",
+            consumer: "c",
+            delivery_count: 2,
+            stream_sequence: Sequence(3),
+            consumer_sequence: 4,
+            timestamp: Timestamp(5),
+            pending: 0,
+        };
+        let mut out = Vec::new();
+        NatsWire::new().ack_subject(&delivery, &mut out);
+        assert_eq!(out, b"$JS.ACK.S.c.2.3.4.5.0");
+        let target = super::super::ack::target(std::str::from_utf8(&out).unwrap()).unwrap();
+        assert_eq!(
+            (target.delivery_count, target.stream_sequence, target.consumer_sequence),
+            (2, Sequence(3), 4)
+        );
+        let mut out = Vec::new();
+        NatsWire::new().flow_control_subject("S", "c", 77, &mut out);
+        assert_eq!(out, b"$JS.FC.S.c.77");
+    }
+
+    #[test]
+    fn statuses_are_those_of_the_contract() {
+        for (what, written) in [
+            (
+                DeliveryStatus::IdleHeartbeat { last_consumer: 1, last_stream: Sequence(2), stalled: None },
+                "NATS/1.0 100 Idle Heartbeat\r\nNats-Last-Consumer: 1\r\nNats-Last-Stream: 2\r\n\r\n",
+            ),
+            (
+                DeliveryStatus::IdleHeartbeat {
+                    last_consumer: 1,
+                    last_stream: Sequence(2),
+                    stalled: Some(b"$JS.FC.S.c.1".to_vec()),
+                },
+                "NATS/1.0 100 Idle Heartbeat\r\nNats-Last-Consumer: 1\r\nNats-Last-Stream: 2\r\n\
+                 Nats-Consumer-Stalled: $JS.FC.S.c.1\r\n\r\n",
+            ),
+            (DeliveryStatus::FlowControl, "NATS/1.0 100 FlowControl Request\r\n\r\n"),
+            (DeliveryStatus::NoMessages, "NATS/1.0 404 No Messages\r\n\r\n"),
+            (
+                DeliveryStatus::RequestTimeout { messages: 3, bytes: 0 },
+                "NATS/1.0 408 Request Timeout\r\nNats-Pending-Messages: 3\r\nNats-Pending-Bytes: 0\r\n\r\n",
+            ),
+            (DeliveryStatus::RequestsPending, "NATS/1.0 408 Requests Pending\r\n\r\n"),
+            (
+                DeliveryStatus::MessageSizeExceedsMaxBytes { messages: 1, bytes: 2 },
+                "NATS/1.0 409 Message Size Exceeds MaxBytes\r\nNats-Pending-Messages: 1\r\nNats-Pending-Bytes: 2\r\n\r\n",
+            ),
+            (DeliveryStatus::ConsumerDeleted, "NATS/1.0 409 Consumer Deleted\r\n\r\n"),
+            (DeliveryStatus::ConsumerIsPushBased, "NATS/1.0 409 Consumer is push based\r\n\r\n"),
+            (
+                DeliveryStatus::MaxRequestExpiresExceeded { max_nanos: 1_000_000_000 },
+                "NATS/1.0 409 Exceeded MaxRequestExpires of 1s\r\n\r\n",
+            ),
+            (DeliveryStatus::BadRequest("x".to_owned()), "NATS/1.0 400 Bad Request - x\r\n\r\n"),
+        ] {
+            assert_eq!(status(&what), written);
+        }
+    }
+
+    #[test]
+    fn advisories_have_a_subject_a_type_and_an_id_of_their_own() {
+        let wire = NatsWire::new();
+        let (stream, consumer) = ("S".to_owned(), "c".to_owned());
+        let told = |advisory: &Advisory| {
+            let (subject, body) = wire.advisory(advisory, Timestamp(1)).unwrap();
+            (subject, serde_json::from_slice::<Value>(&body).unwrap())
+        };
+        let (subject, first) = told(&Advisory::StreamCreated { stream: stream.clone() });
+        assert_eq!(subject, "$JS.EVENT.ADVISORY.STREAM.CREATED.S");
+        assert_eq!(first["type"], "io.nats.jetstream.advisory.v1.stream_action");
+        assert_eq!((&first["action"], &first["stream"]), (&json!("create"), &json!("S")));
+        let terminated = Advisory::MessageTerminated {
+            stream,
+            consumer,
+            stream_sequence: Sequence(1),
+            consumer_sequence: 2,
+            deliveries: 3,
+            reason: "bad".to_owned(),
+        };
+        let (subject, second) = told(&terminated);
+        assert_eq!(subject, "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.S.c");
+        assert_eq!(
+            (&second["stream_seq"], &second["consumer_seq"], &second["deliveries"], &second["reason"]),
+            (&json!(1), &json!(2), &json!(3), &json!("bad"))
+        );
+        assert_ne!(first["id"], second["id"]);
+        assert_eq!(first["id"].as_str().unwrap().len(), 22);
+    }
+}
