@@ -8,14 +8,25 @@ mod directory;
 mod disk;
 pub mod envelope;
 mod error;
+mod files;
+mod format;
 mod ids;
+mod index;
 mod journal;
 mod log;
+mod maintain;
 mod memory;
 mod options;
 mod random;
+mod read;
+mod recovery;
+mod released;
+mod replay;
 mod report;
+mod rewrite;
+mod segment;
 pub mod sim_disk;
+mod tail;
 
 pub use checkpoint::{Checkpoint, CheckpointError, CheckpointStore, OpenedCheckpoint};
 pub use directory::{
@@ -25,10 +36,13 @@ pub use disk::{Disk, DiskFile, DiskLock, OpenMode, StdDisk, is_out_of_space};
 pub use error::{CloseError, DiskFailed, MaintainError, OpenError, RollError, SyncError, WriteError};
 pub use ids::{Index, SegmentId, Sequence, ShardId, StreamId, Term, Timestamp};
 pub use journal::{Damage, DamageReason, Entry, Journal, Message, MessageRef, Read};
-pub use log::{Log, Opened, Replay};
+pub use log::{Log, Opened};
 pub use memory::{MemoryJournal, Pushed};
 pub use options::LogOptions;
+#[cfg(any(test, feature = "planted-bugs"))]
+pub use options::PlantedBug;
 pub use random::SeededRandom;
+pub use replay::{Replay, ReplayCursor};
 pub use report::{
     LogStats, Maintained, RecoveryReport, Replayed, ReplayedRecord, RunSubject, RunSummary, Snapshot, Tail,
 };

@@ -1,17 +1,61 @@
-//! The log of one shard.
+//! The log of one shard: the frame being gathered, writing and syncing it, and beginning new segments.
+//!
+//! Invariants: `durable ≤ last`; at most one frame is written and not durable; after a failed write or
+//! sync nothing is written any more (DR2); what is read was verified (DR15).
 
-use std::{ops::RangeInclusive, path::Path, sync::Arc};
+use std::{collections::BTreeMap, io, path::Path, sync::Arc};
 
 use crate::{
-    CloseError, Damage, Disk, Entry, Index, Journal, LogOptions, LogStats, MaintainError, Maintained,
-    Message, MessageRef, OpenError, Read, RecoveryReport, Replayed, RollError, RunSubject, RunSummary,
-    SegmentId, Sequence, ShardId, Snapshot, StreamId, SyncError, Term, Timestamp, WriteError,
+    CloseError, Damage, Disk, DiskFailed, Index, LogOptions, LogStats, MessageRef, OpenError, RecoveryReport,
+    RollError, RunSummary, SegmentId, Sequence, ShardId, Snapshot, StreamId, SyncError, Term, Timestamp,
+    WriteError,
+    files::Files,
+    format::{
+        frame::{self, FRAME_HEADER_BYTES, FrameHeader, SEAL, SNAPSHOT, SNAPSHOT_END},
+        record::{self, Kind, MessageView, RecordSalt, WITH_MESSAGE_ID},
+        segment::{FRAMES_AT, Footer, SegmentHeader, SegmentKey},
+    },
+    index::{self, IndexCache, MemoryIndex, RunTotals},
+    is_out_of_space,
+    maintain::Upkeep,
+    recovery,
+    released::Releases,
+    rewrite::{self, NewFile, Settled},
+    segment::{OpenSegment, Sealed, SealedIndex, load_directory},
 };
+
+/// The preallocated next segment.
+pub(crate) const SPARE: &str = "spare.tmp";
+/// Space that is given up when the disk is full.
+pub(crate) const BALLAST: &str = "ballast";
 
 /// An open log.
 #[derive(Debug)]
 pub struct Log {
-    disk: Arc<dyn Disk>,
+    pub(crate) shard: ShardId,
+    pub(crate) options: LogOptions,
+    pub(crate) files: Files,
+    pub(crate) cache: IndexCache,
+    pub(crate) salt: RecordSalt,
+    pub(crate) open: OpenSegment,
+    pub(crate) sealed: BTreeMap<SegmentId, Sealed>,
+    /// The runs of the sealed segments, by stream, in the order of their sequences.
+    pub(crate) runs: BTreeMap<StreamId, Vec<RunSummary>>,
+    pub(crate) pending: Pending,
+    pub(crate) releases: Releases,
+    pub(crate) upkeep: Upkeep,
+    /// What cannot be read of segments that should be there: what is not found may have been in one.
+    pub(crate) losses: BTreeMap<SegmentId, Damage>,
+    pub(crate) fence: Option<Damage>,
+    pub(crate) poisoned: bool,
+    pub(crate) term: Term,
+    pub(crate) now: Timestamp,
+    pub(crate) last_index: Index,
+    pub(crate) last_checksum: u32,
+    pub(crate) durable_index: Index,
+    /// Something was written after the last sync.
+    pub(crate) unsynced: bool,
+    pub(crate) counts: LogStats,
 }
 
 /// What opening a log gives.
@@ -23,196 +67,534 @@ pub struct Opened {
     pub report: RecoveryReport,
 }
 
-/// Records in their order, after some index.
-#[derive(Debug)]
-pub struct Replay<'a> {
-    log: &'a mut Log,
+/// A new segment, durable and not yet in its place.
+struct ReadySegment {
+    file: Settled,
+    frames: Vec<(FrameHeader, Vec<u8>)>,
+    frames_from: u64,
 }
 
-impl Iterator for Replay<'_> {
-    type Item = Result<Replayed, Damage>;
+/// The frame being gathered: room for its header, then its records.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    pub(crate) frame: Vec<u8>,
+    pub(crate) records: u32,
+}
 
-    fn next(&mut self) -> Option<Self::Item> {
-        unimplemented!("lands next: {:?}", self.log)
+impl Pending {
+    pub(crate) fn new() -> Self {
+        Self { frame: vec![0; FRAME_HEADER_BYTES], records: 0 }
+    }
+
+    fn clear(&mut self, keep_bytes: usize) {
+        self.frame.truncate(FRAME_HEADER_BYTES);
+        self.frame.shrink_to(keep_bytes);
+        self.records = 0;
     }
 }
 
-#[expect(clippy::needless_pass_by_value, unused_variables, reason = "bodies land next")]
 impl Log {
     /// Opens the log in `directory`, which must exist, or begins one there.
+    ///
+    /// What it finds damaged is reported, fenced and left as it is; a torn tail, which was never
+    /// acknowledged, is cut.
     pub fn open(
         disk: Arc<dyn Disk>,
         directory: &Path,
         shard: ShardId,
         options: LogOptions,
     ) -> Result<Opened, OpenError> {
-        unimplemented!("lands next")
+        recovery::open(disk, directory, shard, options)
     }
 
     /// Bytes gathered and not yet written.
     #[must_use]
-    pub fn pending_bytes(&self) -> usize {
-        unimplemented!("lands next: {:?}", self.disk)
+    pub const fn pending_bytes(&self) -> usize {
+        if self.pending.records == 0 { 0 } else { self.pending.frame.len() }
     }
 
     /// Records gathered and not yet written.
     #[must_use]
-    pub fn pending_records(&self) -> usize {
-        unimplemented!("lands next")
+    pub const fn pending_records(&self) -> usize {
+        self.pending.records as usize
     }
 
-    /// The leader's clock, for the frame being gathered and the ones after it.
+    /// The leader's clock, for the frame being gathered and the ones after it. Never goes back.
     pub fn set_time(&mut self, now: Timestamp) {
-        unimplemented!("lands next")
+        self.now = self.now.max(now);
     }
 
     /// The leadership epoch, for the frame being gathered and the ones after it. 1 until told.
     pub fn set_term(&mut self, term: Term) {
-        unimplemented!("lands next")
+        assert!(self.term <= term, "terms ascend");
+        self.term = term;
+    }
+
+    pub(crate) fn push(&mut self, message: &MessageRef<'_>) {
+        let flags = if !message.headers.is_empty() && record::has_message_id(message.headers) {
+            WITH_MESSAGE_ID
+        } else {
+            0
+        };
+        let at = self.open.end + self.pending.frame.len() as u64;
+        let len = record::put_message(&mut self.pending.frame, self.salt, message, flags);
+        self.pending.records += 1;
+        let view = MessageView {
+            stream: message.stream,
+            sequence: message.sequence,
+            timestamp: message.timestamp,
+            subject: message.subject,
+            headers: message.headers,
+            payload: message.payload,
+        };
+        self.open.index.push(&view, at, len, flags != 0);
+    }
+
+    pub(crate) fn push_other(&mut self, kind: Kind, body: &[u8]) {
+        record::put_other(&mut self.pending.frame, self.salt, kind, body);
+        self.pending.records += 1;
     }
 
     /// Writes what was gathered as one frame, with one positioned write. `None` if nothing was gathered.
     /// Nothing is durable before [`Self::sync`].
+    ///
+    /// A frame is written only when the one before it is durable, or a crash could leave a hole; so this
+    /// syncs first if the caller did not. After an error the log is poisoned.
     pub fn write(&mut self) -> Result<Option<Index>, WriteError> {
-        unimplemented!("lands next")
+        if self.pending.records == 0 {
+            return Ok(None);
+        }
+        let index = self.last_index.next();
+        let mut frame = std::mem::take(&mut self.pending.frame);
+        let written = self.append(&mut frame, self.pending.records, 0, index);
+        self.pending.frame = frame;
+        let checksum = written?;
+        self.pending.clear(self.options.frame_bytes_max * 2);
+        self.last_index = index;
+        self.last_checksum = checksum;
+        self.upkeep.written(index);
+        #[cfg(any(test, feature = "planted-bugs"))]
+        if self.options.planted_bug == Some(crate::options::PlantedBug::AckBeforeSync) {
+            self.durable_index = index;
+        }
+        Ok(Some(index))
     }
 
-    /// Makes what was written durable and says up to where.
+    /// Writes a frame at the end of the open segment. Returns its checksum.
+    fn append(&mut self, frame: &mut [u8], records: u32, flags: u8, index: Index) -> Result<u32, WriteError> {
+        if self.poisoned {
+            return Err(WriteError::Poisoned);
+        }
+        if let Some(damage) = &self.fence {
+            return Err(WriteError::Fenced(damage.clone()));
+        }
+        if self.unsynced {
+            self.sync().map_err(|error| match error {
+                SyncError::Poisoned => WriteError::Poisoned,
+                SyncError::Disk(failed) => WriteError::Disk(failed),
+            })?;
+        }
+        let header = self.frame_header(self.open.header.segment, records, flags, index);
+        let checksum = frame::finish(frame, self.open.end, &header);
+        if let Err(source) = self.open.file.write_at(frame, self.open.end) {
+            self.poisoned = true;
+            return Err(self.files.failed("writing", &self.open.key().file_name(), source).into());
+        }
+        self.unsynced = true;
+        self.open.appended(&header, frame);
+        self.counts.frames_written += 1;
+        self.counts.records_written += u64::from(records);
+        self.counts.bytes_written += frame.len() as u64;
+        Ok(checksum)
+    }
+
+    const fn frame_header(&self, segment: SegmentId, records: u32, flags: u8, index: Index) -> FrameHeader {
+        FrameHeader {
+            flags,
+            shard: self.shard,
+            records,
+            segment,
+            index,
+            term: self.term,
+            timestamp: self.now,
+            body_bytes: 0,
+            previous: self.last_checksum,
+            checksum: 0,
+        }
+    }
+
+    /// Makes what was written durable and says up to where. After an error the log is poisoned for good:
+    /// nobody knows what the disk holds, and asking again proves nothing (DR2).
     pub fn sync(&mut self) -> Result<Index, SyncError> {
-        unimplemented!("lands next")
+        if self.poisoned {
+            return Err(SyncError::Poisoned);
+        }
+        if self.unsynced {
+            self.counts.syncs += 1;
+            if let Err(source) = self.open.file.sync_data() {
+                self.poisoned = true;
+                return Err(self.files.failed("syncing", &self.open.key().file_name(), source).into());
+            }
+            self.unsynced = false;
+        }
+        self.durable_index = self.last_index;
+        Ok(self.durable_index)
+    }
+
+    /// Proves that the last frame is whole (DR6): for an idle log whose records are all durable. Writes
+    /// and syncs a seal frame, unless the last frame is one.
+    pub fn seal_tail(&mut self) -> Result<(), WriteError> {
+        assert_eq!(self.pending.records, 0, "a seal follows what was gathered");
+        if self.open.sealed || self.open.frames == 0 {
+            return Ok(());
+        }
+        let mut frame = vec![0; FRAME_HEADER_BYTES];
+        self.append(&mut frame, 0, SEAL, self.last_index)?;
+        self.sync().map(|_durable| ()).map_err(|error| match error {
+            SyncError::Poisoned => WriteError::Poisoned,
+            SyncError::Disk(failed) => WriteError::Disk(failed),
+        })
     }
 
     /// Whether a full frame more might not fit, or a new snapshot would let much space go: call
     /// [`Self::roll`] once nothing is pending, before pushing more.
     #[must_use]
-    pub fn needs_roll(&self) -> bool {
-        unimplemented!("lands next")
+    pub const fn needs_roll(&self) -> bool {
+        if self.open.ordinary == 0 {
+            return false;
+        }
+        let used = self.open.end - self.open.frames_from;
+        let wanted = used + self.pending.frame.len() as u64 + self.options.frame_bytes_max as u64;
+        wanted > self.options.segment_bytes || self.upkeep.wants_roll(self.options.segment_bytes)
     }
 
     /// Begins a new segment with these records, the engine's state as it is now. Nothing may be pending.
-    /// Everything is durable afterwards.
+    /// Everything is durable afterwards. Does nothing when nothing was written since the last roll.
+    ///
+    /// [`RollError::Full`] changes nothing: the open segment goes on, and takes what frees space.
     pub fn roll(&mut self, snapshot: &mut dyn Iterator<Item = Vec<u8>>) -> Result<(), RollError> {
-        unimplemented!("lands next")
+        assert_eq!(self.pending.records, 0, "a roll follows what was gathered");
+        if self.poisoned {
+            return Err(RollError::Poisoned);
+        }
+        if let Some(damage) = &self.fence {
+            return Err(RollError::Fenced(damage.clone()));
+        }
+        if self.open.ordinary == 0 {
+            return Ok(());
+        }
+        self.sync().map_err(|error| match error {
+            SyncError::Poisoned => RollError::Poisoned,
+            SyncError::Disk(failed) => RollError::Disk(failed),
+        })?;
+        if !self.prepare_spare()? {
+            return Err(RollError::Full);
+        }
+        let spare = self.upkeep.spare.take().expect("it was just prepared");
+        let header = SegmentHeader {
+            compacted: false,
+            shard: self.shard,
+            segment: SegmentId(self.last_index.0 + 1),
+            generation: 0,
+            previous_checksum: self.last_checksum,
+            previous_segment: self.open.header.segment,
+            preallocated: FRAMES_AT + self.options.segment_bytes,
+        };
+        let ready = match self.begin(spare, header, snapshot) {
+            Ok(ready) => ready,
+            Err(failed) if is_out_of_space(&failed.source) => {
+                self.is_full_now();
+                return Err(RollError::Full);
+            }
+            Err(failed) => return Err(failed.into()),
+        };
+        let next = match self.install(ready, header) {
+            Ok(next) => next,
+            // The new segment may be there or not: what is appended to the old one now could be lost.
+            Err(failed) => {
+                self.poisoned = true;
+                return Err(failed.into());
+            }
+        };
+        let old = std::mem::replace(&mut self.open, next);
+        self.seal(old)?;
+        self.upkeep.rolled(&self.releases);
+        self.counts.rolls += 1;
+        self.prepare_spare()?;
+        Ok(())
+    }
+
+    /// Writes a segment with this header and these records.
+    fn begin(
+        &self,
+        mut new: NewFile,
+        header: SegmentHeader,
+        snapshot: &mut dyn Iterator<Item = Vec<u8>>,
+    ) -> Result<ReadySegment, DiskFailed> {
+        let files = &self.files;
+        let mut front = header.encode();
+        front.resize(usize::try_from(FRAMES_AT).expect("a few thousand"), 0);
+        new.append(files, &front)?;
+        // The snapshot's length is not known before it was taken, so the open segment is made up of what
+        // was written, and not the other way round.
+        let mut frames: Vec<(FrameHeader, Vec<u8>)> = Vec::new();
+        let mut hash_of =
+            |log: &Self, new: &mut NewFile, pending: &mut Pending, flags| -> Result<(), DiskFailed> {
+                let header = log.frame_header(header.segment, pending.records, flags, log.last_index);
+                frame::finish(&mut pending.frame, new.end(), &header);
+                new.append(files, &pending.frame)?;
+                frames.push((header, std::mem::replace(&mut pending.frame, vec![0; FRAME_HEADER_BYTES])));
+                pending.records = 0;
+                Ok(())
+            };
+        let mut pending = Pending::new();
+        let manifest = record::segment_list(
+            self.sealed
+                .keys()
+                .copied()
+                .chain([self.open.header.segment])
+                .filter(|segment| !self.upkeep.is_retired(*segment)),
+        );
+        record::put_other(&mut pending.frame, self.salt, Kind::Manifest, &manifest);
+        pending.records += 1;
+        for body in snapshot {
+            if pending.frame.len() + body.len() > self.options.frame_bytes_max {
+                hash_of(self, &mut new, &mut pending, SNAPSHOT)?;
+            }
+            record::put_other(&mut pending.frame, self.salt, Kind::Snapshot, &body);
+            pending.records += 1;
+        }
+        hash_of(self, &mut new, &mut pending, SNAPSHOT | SNAPSHOT_END)?;
+        let frames_from = new.end();
+        new.preallocate(files, frames_from + self.options.segment_bytes)?;
+        Ok(ReadySegment { file: new.settle(files)?, frames, frames_from })
+    }
+
+    /// Puts a segment in its place.
+    fn install(&self, ready: ReadySegment, header: SegmentHeader) -> Result<OpenSegment, DiskFailed> {
+        let file =
+            ready.file.install(&self.files, &header.key().file_name(), self.options.syncs_directory())?;
+        let mut open = OpenSegment::new(header, file, FRAMES_AT);
+        for (header, frame) in &ready.frames {
+            open.appended(header, frame);
+        }
+        open.frames_from = ready.frames_from;
+        Ok(open)
+    }
+
+    /// Ends a segment that has a successor: footer, length, side file. Every byte of it that matters is
+    /// durable, so recovery can do this too.
+    fn seal(&mut self, old: OpenSegment) -> Result<(), RollError> {
+        let key = old.key();
+        let footer = old.footer(self.last_index, self.last_checksum);
+        let bytes = match write_footer(&self.files, &*old.file, key, &footer, old.end) {
+            Ok(bytes) => bytes,
+            Err(failed) => {
+                self.poisoned = true;
+                return Err(failed.into());
+            }
+        };
+        self.files.forget(key);
+        let index = self.write_side_file(key, &footer, old.index);
+        let sealed = Sealed { key, bytes, compacted: false, footer: Some(footer), index, damage: None };
+        self.add_sealed(sealed);
+        Ok(())
+    }
+
+    /// Writes the side file of a segment and keeps its directory only. When it cannot be written (it is
+    /// derived) the index stays in memory.
+    pub(crate) fn write_side_file(
+        &mut self,
+        key: SegmentKey,
+        footer: &Footer,
+        index: MemoryIndex,
+    ) -> SealedIndex {
+        let bytes = index::encode(&index, self.shard, key, footer.content_hash);
+        if let Err(failed) = rewrite::write_derived(&self.files, &key.index_name(), &bytes) {
+            tracing::warn!(segment = key.segment.0, err = %failed.source, "no side index, keeping it in memory");
+            return SealedIndex::Memory(index);
+        }
+        load_directory(&mut self.files, key, footer).map_or(SealedIndex::Memory(index), SealedIndex::Side)
+    }
+
+    pub(crate) fn add_sealed(&mut self, sealed: Sealed) {
+        let segment = sealed.key.segment;
+        if let Some(damage) = &sealed.damage {
+            self.losses.insert(segment, damage.clone());
+        }
+        for totals in sealed.index.totals() {
+            let runs = self.runs.entry(totals.stream).or_default();
+            let place = runs.partition_point(|run| run.segment < segment);
+            runs.insert(place, summary(segment, &totals));
+        }
+        let replaced = self.sealed.insert(segment, sealed);
+        assert!(replaced.is_none(), "a segment is added once");
+    }
+
+    /// Forgets a segment, but not what is lost with it.
+    pub(crate) fn take_sealed(&mut self, segment: SegmentId) -> Option<Sealed> {
+        let sealed = self.sealed.remove(&segment)?;
+        self.files.forget(sealed.key);
+        self.cache.forget(sealed.key);
+        for totals in sealed.index.totals() {
+            if let Some(runs) = self.runs.get_mut(&totals.stream) {
+                runs.retain(|run| run.segment != segment);
+                if runs.is_empty() {
+                    self.runs.remove(&totals.stream);
+                }
+            }
+        }
+        Some(sealed)
+    }
+
+    /// Has the next segment's file ready. `false`: there is no space, which is not a failure (DR16).
+    pub(crate) fn prepare_spare(&mut self) -> Result<bool, DiskFailed> {
+        if self.upkeep.spare.is_some() {
+            return Ok(true);
+        }
+        let spare = NewFile::create(&self.files, SPARE).and_then(|new| {
+            match new.preallocate(&self.files, FRAMES_AT + self.options.segment_bytes) {
+                Ok(()) => Ok(new),
+                Err(failed) => {
+                    drop(new.abandon(&self.files));
+                    Err(failed)
+                }
+            }
+        });
+        match spare {
+            Ok(spare) => {
+                self.upkeep.spare = Some(spare);
+                if let Err(failed) = self.keep_ballast() {
+                    tracing::debug!(err = %failed.source, "no ballast yet");
+                }
+                self.counts.full = false;
+                Ok(true)
+            }
+            Err(failed) if is_out_of_space(&failed.source) => {
+                self.is_full_now();
+                Ok(false)
+            }
+            Err(failed) => Err(failed),
+        }
+    }
+
+    fn is_full_now(&mut self) {
+        if !self.counts.full {
+            tracing::warn!("no space for the next segment");
+        }
+        self.counts.full = true;
+        let ballast = self.files.path(BALLAST);
+        match self.files.disk().remove(&ballast) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!(err = %error, "the ballast cannot be given up"),
+        }
+    }
+
+    fn keep_ballast(&self) -> Result<(), DiskFailed> {
+        let path = self.files.path(BALLAST);
+        let failed = |source| self.files.failed("keeping", BALLAST, source);
+        if self.options.ballast_bytes == 0 || self.files.disk().exists(&path).map_err(failed)? {
+            return Ok(());
+        }
+        let file = self.files.disk().open(&path, crate::OpenMode::CreateNew).map_err(failed)?;
+        if let Err(source) = file.preallocate(self.options.ballast_bytes) {
+            drop(file);
+            drop(self.files.disk().remove(&path));
+            return Err(failed(source));
+        }
+        Ok(())
     }
 
     /// No space for the next segment: refuse what needs space, go on with what frees it (DR16). Ends by
     /// itself, with a call of [`Self::maintain`], when there is space again.
     #[must_use]
-    pub fn is_full(&self) -> bool {
-        unimplemented!("lands next")
+    pub const fn is_full(&self) -> bool {
+        self.counts.full
     }
 
     /// Damage in the middle of the newest segment, because of which nothing is written any more.
     #[must_use]
-    pub fn fence(&self) -> Option<&Damage> {
-        unimplemented!("lands next")
+    pub const fn fence(&self) -> Option<&Damage> {
+        self.fence.as_ref()
     }
 
     /// The last index written.
     #[must_use]
-    pub fn last_index(&self) -> Index {
-        unimplemented!("lands next")
+    pub const fn last_index(&self) -> Index {
+        self.last_index
     }
 
     /// The last index synced.
     #[must_use]
-    pub fn durable_index(&self) -> Index {
-        unimplemented!("lands next")
+    pub const fn durable_index(&self) -> Index {
+        self.durable_index
     }
 
     /// The checksum of the frame at the last index.
     #[must_use]
-    pub fn checksum_at_last(&self) -> u32 {
-        unimplemented!("lands next")
+    pub const fn checksum_at_last(&self) -> u32 {
+        self.last_checksum
     }
 
-    /// One bounded step of upkeep: removes dead segments, compacts one mostly dead one, prepares the next
-    /// segment. What it removes is decided by a record in the log first, so call it between frames; it may
-    /// push.
-    pub fn maintain(&mut self) -> Result<Maintained, MaintainError> {
-        unimplemented!("lands next")
-    }
-
-    /// Writes what is pending, and a seal frame, and syncs.
-    pub fn close(self) -> Result<(), CloseError> {
-        unimplemented!("lands next")
+    /// Writes what is pending, and a seal frame, and syncs. A fenced log is left as it is.
+    pub fn close(mut self) -> Result<(), CloseError> {
+        if self.poisoned {
+            return Err(CloseError::Poisoned);
+        }
+        self.write()?;
+        self.sync()?;
+        if self.fence.is_none() {
+            self.seal_tail()?;
+        }
+        Ok(())
     }
 
     /// Counters and gauges.
     #[must_use]
     pub fn stats(&self) -> LogStats {
-        unimplemented!("lands next")
-    }
-
-    /// The records after `after`, which must not lie before the newest segment's snapshot.
-    pub fn replay(&mut self, after: Index) -> Replay<'_> {
-        unimplemented!("lands next")
-    }
-
-    /// Whether the frame at `index` has this checksum: verifies a checkpoint. `false` too when the frame
-    /// lies before the newest segment's snapshot.
-    pub fn contains(&mut self, index: Index, checksum: u32) -> bool {
-        unimplemented!("lands next")
-    }
-
-    /// The runs of a stream in the order of their sequences, the open segment's (whole) last.
-    #[must_use]
-    pub fn runs(&self, stream: StreamId) -> Vec<RunSummary> {
-        unimplemented!("lands next")
-    }
-
-    /// The subjects of a run. In the open segment these include messages after any checkpoint.
-    pub fn run_subjects(&mut self, stream: StreamId, segment: SegmentId) -> Result<Vec<RunSubject>, Damage> {
-        unimplemented!("lands next")
-    }
-
-    /// The messages of a run, released ones that are still there included.
-    pub fn run_entries(&mut self, stream: StreamId, segment: SegmentId) -> Result<Vec<Entry>, Damage> {
-        unimplemented!("lands next")
+        LogStats {
+            segments: self.sealed.len() as u64 + 1,
+            segment_bytes: self.sealed.values().map(|sealed| sealed.bytes).sum::<u64>() + self.open.end,
+            last_index: self.last_index,
+            durable_index: self.durable_index,
+            read_cache_hits: self.files.block_hits,
+            index_cache_bytes: self.cache.bytes() as u64,
+            damaged_segments: self.losses.len() as u64 + u64::from(self.fence.is_some()),
+            poisoned: self.poisoned,
+            ..self.counts.clone()
+        }
     }
 }
 
-#[expect(unused_variables, reason = "bodies land next")]
-impl Journal for Log {
-    fn push_message(&mut self, message: &MessageRef<'_>) {
-        unimplemented!("lands next")
-    }
+/// Writes the footer behind the last frame and cuts the file there. Returns the file's length.
+pub(crate) fn write_footer(
+    files: &Files,
+    file: &dyn crate::DiskFile,
+    key: SegmentKey,
+    footer: &Footer,
+    end: u64,
+) -> Result<u64, DiskFailed> {
+    let failed = |source| files.failed("sealing", &key.file_name(), source);
+    let footer = footer.encode();
+    let bytes = end + footer.len() as u64;
+    file.write_at(&footer, end).map_err(failed)?;
+    file.set_len(bytes).map_err(failed)?;
+    file.sync_data().map_err(failed)?;
+    Ok(bytes)
+}
 
-    fn push_control(&mut self, body: &[u8]) {
-        unimplemented!("lands next")
-    }
-
-    fn read(&mut self, stream: StreamId, sequence: Sequence) -> Read<Message> {
-        unimplemented!("lands next")
-    }
-
-    fn entry(&mut self, stream: StreamId, sequence: Sequence) -> Read<Entry> {
-        unimplemented!("lands next")
-    }
-
-    fn next(
-        &mut self,
-        stream: StreamId,
-        from: Sequence,
-        wanted: &mut dyn FnMut(&[u8]) -> bool,
-    ) -> Read<Sequence> {
-        unimplemented!("lands next")
-    }
-
-    fn previous(
-        &mut self,
-        stream: StreamId,
-        from: Sequence,
-        wanted: &mut dyn FnMut(&[u8]) -> bool,
-    ) -> Read<Sequence> {
-        unimplemented!("lands next")
-    }
-
-    fn release(&mut self, stream: StreamId, sequences: RangeInclusive<Sequence>) {
-        unimplemented!("lands next")
-    }
-
-    fn release_stream(&mut self, stream: StreamId) {
-        unimplemented!("lands next")
+pub(crate) const fn summary(segment: SegmentId, totals: &RunTotals) -> RunSummary {
+    RunSummary {
+        stream: totals.stream,
+        segment,
+        first: totals.first,
+        last: totals.last,
+        count: totals.count,
+        with_message_id: totals.with_message_id,
+        newest: totals.newest,
     }
 }
+
+/// Sequence 0 stands before every message.
+pub(crate) const BEFORE_ALL: Sequence = Sequence(0);

@@ -23,6 +23,19 @@ pub struct LogOptions {
     /// The identity of the data directory says that there is a log: an empty directory is then a loss
     /// and not a first start (DR8). Default no.
     pub must_exist: bool,
+    /// A bug to behave like, so that the tests can show that they would find it.
+    #[cfg(any(test, feature = "planted-bugs"))]
+    pub planted_bug: Option<PlantedBug>,
+}
+
+/// Mistakes that the tests must find.
+#[cfg(any(test, feature = "planted-bugs"))]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum PlantedBug {
+    /// The durable index is that of the last frame written.
+    AckBeforeSync,
+    /// A new file's name is not made durable.
+    DirectoryNotSynced,
 }
 
 impl Default for LogOptions {
@@ -36,6 +49,8 @@ impl Default for LogOptions {
             compact_dead_percent: 60,
             accept_tail_loss: false,
             must_exist: false,
+            #[cfg(any(test, feature = "planted-bugs"))]
+            planted_bug: None,
         }
     }
 }
@@ -53,4 +68,34 @@ impl LogOptions {
             ..Self::default()
         }
     }
+
+    /// Says which bound is not kept.
+    pub(crate) const fn check(&self) -> Result<(), &'static str> {
+        if self.segment_bytes < SEGMENT_BYTES_MIN || self.segment_bytes > SEGMENT_BYTES_MAX {
+            return Err("segment_bytes is not between 64 KiB and 1 GiB");
+        }
+        if self.frame_bytes_max < FRAME_BYTES_MIN || self.frame_bytes_max as u64 > self.segment_bytes / 4 {
+            return Err("frame_bytes_max is not between 1 KiB and a quarter of segment_bytes");
+        }
+        if self.compact_dead_percent == 0 || self.compact_dead_percent > 100 {
+            return Err("compact_dead_percent is not between 1 and 100");
+        }
+        Ok(())
+    }
+
+    #[cfg(any(test, feature = "planted-bugs"))]
+    pub(crate) fn syncs_directory(&self) -> bool {
+        self.planted_bug != Some(PlantedBug::DirectoryNotSynced)
+    }
+
+    #[cfg(not(any(test, feature = "planted-bugs")))]
+    #[expect(clippy::unused_self, reason = "the other build asks its options")]
+    pub(crate) const fn syncs_directory(&self) -> bool {
+        true
+    }
 }
+
+const SEGMENT_BYTES_MIN: u64 = 64 << 10;
+/// Places in a segment are 32 bits wide; this leaves room for frames of a single large message.
+const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+const FRAME_BYTES_MIN: usize = 1 << 10;

@@ -4,3 +4,4 @@
 mod checkpoint;
 mod directory;
 mod envelope;
+mod life;

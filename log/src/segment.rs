@@ -1,0 +1,194 @@
+//! The segments of an open log: the one that is written, and the sealed ones.
+
+use crate::{
+    Damage, DiskFile, Index, StreamId,
+    files::Files,
+    format::{
+        frame::FrameHeader,
+        hash::ContentHash,
+        record::{Kind, Records, WITH_MESSAGE_ID},
+        segment::{Footer, SegmentHeader, SegmentKey},
+    },
+    index::{
+        IndexCache, MemoryIndex, Run, RunTotals, SIDE_HEADER_BYTES, SideDirectory, SideFault, SideRun,
+        decode_directory, decode_header,
+    },
+};
+
+/// Bytes between two marks of the open segment.
+const MARK_EVERY: u64 = 256 * 1024;
+
+/// The segment that is written.
+#[derive(Debug)]
+pub(crate) struct OpenSegment {
+    pub(crate) header: SegmentHeader,
+    pub(crate) file: Box<dyn DiskFile>,
+    /// Where the next frame will stand.
+    pub(crate) end: u64,
+    /// Where the frames behind the snapshot begin.
+    pub(crate) frames_from: u64,
+    /// Of what stands from the first frame to `end`.
+    pub(crate) hash: ContentHash,
+    pub(crate) frames: u32,
+    /// Frames that are the engine's.
+    pub(crate) ordinary: u64,
+    pub(crate) records: u64,
+    /// The last frame is a seal.
+    pub(crate) sealed: bool,
+    pub(crate) index: MemoryIndex,
+    /// Now and then an index and the place of its frame, so that a replay need not begin at the front.
+    marks: Vec<(Index, u64)>,
+}
+
+impl OpenSegment {
+    /// A segment in which only a header stands.
+    pub(crate) fn new(header: SegmentHeader, file: Box<dyn DiskFile>, frames_from: u64) -> Self {
+        Self {
+            header,
+            file,
+            end: frames_from,
+            frames_from,
+            hash: ContentHash::new(),
+            frames: 0,
+            ordinary: 0,
+            records: 0,
+            sealed: false,
+            index: MemoryIndex::default(),
+            marks: Vec::new(),
+        }
+    }
+
+    pub(crate) const fn key(&self) -> SegmentKey {
+        self.header.key()
+    }
+
+    /// Takes note of a frame that stands at `self.end`. Its messages are noted when they are pushed.
+    pub(crate) fn appended(&mut self, header: &FrameHeader, frame: &[u8]) {
+        if header.is_ordinary() {
+            self.mark(header.index, self.end);
+            self.ordinary += 1;
+        }
+        self.hash.update(frame);
+        self.end += frame.len() as u64;
+        self.frames += 1;
+        self.records += u64::from(header.records);
+        self.sealed = header.has(crate::format::frame::SEAL);
+    }
+
+    pub(crate) fn mark(&mut self, index: Index, at: u64) {
+        if self.marks.last().is_none_or(|(_, before)| at >= before + MARK_EVERY) {
+            self.marks.push((index, at));
+        }
+    }
+
+    /// A place at or before the frame of `index`, at the beginning of a frame.
+    pub(crate) fn place_before(&self, index: Index) -> u64 {
+        let behind = self.marks.partition_point(|(mark, _)| *mark <= index);
+        behind.checked_sub(1).map_or(self.frames_from, |place| self.marks[place].1)
+    }
+
+    /// What to write behind the last frame when the segment is sealed.
+    pub(crate) fn footer(&self, last_index: Index, last_checksum: u32) -> Footer {
+        Footer {
+            segment: self.header.segment,
+            last_index,
+            generation: self.header.generation,
+            last_checksum,
+            frames: self.frames,
+            shard: self.header.shard,
+            records: self.records,
+            content_hash: self.hash.value(),
+        }
+    }
+}
+
+/// A segment that is not written any more.
+#[derive(Debug)]
+pub(crate) struct Sealed {
+    pub(crate) key: SegmentKey,
+    /// Of the file.
+    pub(crate) bytes: u64,
+    pub(crate) compacted: bool,
+    pub(crate) footer: Option<Footer>,
+    pub(crate) index: SealedIndex,
+    /// Not everything that it held is known: what is not found in it may have been there.
+    pub(crate) damage: Option<Damage>,
+}
+
+/// Where the index of a sealed segment is.
+#[derive(Debug)]
+pub(crate) enum SealedIndex {
+    Side(SideDirectory),
+    Memory(MemoryIndex),
+}
+
+impl SealedIndex {
+    pub(crate) fn totals(&self) -> Vec<RunTotals> {
+        match self {
+            Self::Side(directory) => directory.runs.iter().map(|row| row.totals).collect(),
+            Self::Memory(index) => index.runs().iter().map(crate::index::MemoryRun::totals).collect(),
+        }
+    }
+
+    pub(crate) fn runs(&self) -> usize {
+        match self {
+            Self::Side(directory) => directory.runs.len(),
+            Self::Memory(index) => index.runs().len(),
+        }
+    }
+
+    /// Searches a stream's run. `None` when the segment has none.
+    pub(crate) fn search<T>(
+        &self,
+        files: &mut Files,
+        cache: &mut IndexCache,
+        key: SegmentKey,
+        stream: StreamId,
+        f: &mut dyn FnMut(&mut dyn Run) -> Result<T, SideFault>,
+    ) -> Result<Option<T>, SideFault> {
+        match self {
+            Self::Side(directory) => directory
+                .place(stream)
+                .map(|place| f(&mut SideRun::new(files, cache, key, place, &directory.runs[place])))
+                .transpose(),
+            Self::Memory(index) => index.run(stream).map(|mut run| f(&mut run)).transpose(),
+        }
+    }
+}
+
+/// Notes the messages of a frame that stands at `offset`.
+pub(crate) fn index_frame(index: &mut MemoryIndex, offset: u64, body: &[u8]) {
+    let mut at = offset + crate::format::frame::FRAME_HEADER_BYTES as u64;
+    for record in Records::new(body) {
+        let Ok(record) = record else { return };
+        let len = record.bytes.len() as u64;
+        match record.kind {
+            Kind::Message => {
+                // The frame was checked, so its records are what we wrote.
+                if let Ok(message) = record.message() {
+                    let len = u32::try_from(len).expect("the length was a u32");
+                    index.push(&message, at, len, record.flags & WITH_MESSAGE_ID != 0);
+                }
+            }
+            Kind::Control | Kind::Snapshot | Kind::Manifest | Kind::Retired => {}
+        }
+        at += len;
+    }
+}
+
+/// The directory of a segment's side file, if there is one that belongs to it.
+pub(crate) fn load_directory(files: &mut Files, key: SegmentKey, footer: &Footer) -> Option<SideDirectory> {
+    let path = files.path(&key.index_name());
+    let file = files.disk().open(&path, crate::OpenMode::Read).ok()?;
+    let file_bytes = file.len().ok()?;
+    let mut header = [0; SIDE_HEADER_BYTES];
+    if file.read_at(&mut header, 0).ok()? != SIDE_HEADER_BYTES {
+        return None;
+    }
+    let header = decode_header(&header, footer.shard, key, footer.content_hash, file_bytes)?;
+    let mut directory = vec![0; header.directory_bytes as usize];
+    if file.read_at(&mut directory, SIDE_HEADER_BYTES as u64).ok()? != directory.len() {
+        return None;
+    }
+    decode_directory(header, &directory)
+}
