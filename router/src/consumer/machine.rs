@@ -146,7 +146,8 @@ impl Consumer {
 
     /// Replay is over and the stream is as it was: counts again, drops what is gone. Nobody listens yet.
     pub fn recovered(&mut self, now: Timestamp, view: &mut StreamView<'_>) {
-        self.purged(view);
+        self.forget_gone(view);
+        self.look_again(view);
         self.begin(now, view.last);
     }
 
@@ -245,6 +246,15 @@ impl Consumer {
 
     /// Many messages were removed: looks again.
     pub fn purged(&mut self, view: &mut StreamView<'_>) {
+        let before_first = Sequence(view.first.0.saturating_sub(1));
+        self.forget_gone(view);
+        if self.state.skip(before_first) {
+            self.unlogged.skipped(before_first);
+        }
+        self.look_again(view);
+    }
+
+    fn forget_gone(&mut self, view: &StreamView<'_>) {
         let gone: Vec<_> = {
             let pending = self.state.pending.iter().map(|(sequence, _)| sequence);
             let chosen = self.state.chosen.iter().map(Sequence);
@@ -258,11 +268,9 @@ impl Consumer {
         for sequence in gone {
             self.state.forget(sequence);
         }
-        // Nothing before the first message will ever be delivered; a choice that is left comes first.
-        let before_first = Sequence(view.first.0.saturating_sub(1));
-        if self.state.chosen.is_empty() && self.state.delivered < before_first {
-            self.state.delivered = before_first;
-        }
+    }
+
+    fn look_again(&mut self, view: &mut StreamView<'_>) {
         self.next = self.next.max(self.state.next());
         self.recount(view);
     }

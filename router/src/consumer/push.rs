@@ -20,6 +20,7 @@ struct Window {
     bytes_out: u64,
     /// The question that is open: its token, and the bytes its answer covers.
     asked: Option<(u64, u64)>,
+    last_token: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +58,7 @@ impl Push {
                 bytes_max: WINDOW_BYTES_FIRST,
                 bytes_out: 0,
                 asked: None,
+                last_token: 0,
             }),
             rate: None,
         };
@@ -95,7 +97,8 @@ impl Push {
         match &mut window.asked {
             None if window.bytes_out > window.bytes_max / 2 => {
                 // Unique among the questions of this consumer, those before a restart included.
-                let token = now.0;
+                let token = now.0.max(window.last_token + 1);
+                window.last_token = token;
                 window.asked = Some((token, window.bytes_out));
                 Some(token)
             }

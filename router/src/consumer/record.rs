@@ -44,6 +44,8 @@ pub enum ConsumerRecord {
     Exhausted { sequences: Vec<Sequence> },
     /// A client asked for this message again, not before `until`.
     Deferred { sequence: Sequence, until: Timestamp },
+    /// A purge took everything up to here: there is nothing more to deliver of it.
+    Skipped { to: Sequence },
     /// The configuration was changed.
     Updated { config: Box<ConsumerConfig> },
     /// More of a snapshot: what did not fit its first row.

@@ -133,6 +133,15 @@ impl State {
         self.chosen.remove(sequence.0)
     }
 
+    /// Nothing up to here will ever be delivered; what is still chosen comes first.
+    pub(super) fn skip(&mut self, to: Sequence) -> bool {
+        let moves = self.chosen.is_empty() && self.delivered < to;
+        if moves {
+            self.delivered = to;
+        }
+        moves
+    }
+
     pub(super) fn apply(&mut self, config: &ConsumerConfig, record: &ConsumerRecord) {
         match record {
             ConsumerRecord::Progress { at, runs, redelivered, consumer_sequence } => {
@@ -157,6 +166,9 @@ impl State {
             }
             ConsumerRecord::Deferred { sequence, until } => {
                 self.pending.postpone(*sequence, *until);
+            }
+            ConsumerRecord::Skipped { to } => {
+                self.skip(*to);
             }
             ConsumerRecord::Updated { .. } => {}
             ConsumerRecord::More { pending, exhausted, chosen } => {

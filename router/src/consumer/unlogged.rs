@@ -12,11 +12,12 @@ pub(super) struct Unlogged {
     runs: Vec<DeliveryRun>,
     redelivered: Vec<Redelivery>,
     acked: Vec<SequenceRun>,
+    skipped: Option<Sequence>,
 }
 
 impl Unlogged {
     pub(super) fn is_empty(&self) -> bool {
-        self.runs.is_empty() && self.redelivered.is_empty() && self.acked.is_empty()
+        self.runs.is_empty() && self.redelivered.is_empty() && self.acked.is_empty() && self.skipped.is_none()
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -49,6 +50,10 @@ impl Unlogged {
         self.acked.push(SequenceRun { first, last });
     }
 
+    pub(super) fn skipped(&mut self, to: Sequence) {
+        self.skipped = Some(to);
+    }
+
     /// Makes records of it: deliveries first, because what is acked was delivered.
     pub(super) fn take(&mut self, at: Timestamp, consumer_sequence: u64, out: &mut Vec<ConsumerOutput>) {
         if !self.runs.is_empty() || !self.redelivered.is_empty() {
@@ -62,6 +67,9 @@ impl Unlogged {
         if !self.acked.is_empty() {
             let runs = std::mem::take(&mut self.acked);
             out.push(ConsumerOutput::Record(ConsumerRecord::Acked { at, runs }));
+        }
+        if let Some(to) = self.skipped.take() {
+            out.push(ConsumerOutput::Record(ConsumerRecord::Skipped { to }));
         }
     }
 }

@@ -2,8 +2,9 @@
 //! held by the tests of this module), in its order, because the first complaint is the one a client sees.
 
 use crate::api::error::{ApiError, ConsumerConfigError as Wrong};
-use crate::consumer::{AckPolicy, ConsumerConfig, DeliverPolicy, filters};
+use crate::consumer::{AckPolicy, ConsumerConfig, DeliverPolicy};
 use crate::stream::{Retention, StreamConfig};
+use crate::subject;
 
 const ACK_WAIT_NANOS: u64 = 30_000_000_000;
 const ACK_PENDING_MAX: u32 = 1000;
@@ -28,7 +29,7 @@ pub(super) fn validate(
     if config.filter_subjects.iter().any(String::is_empty) {
         return Err(ApiError::ConsumerConfigInvalid(Wrong::EmptyFilter));
     }
-    if config.filter_subjects.iter().any(|filter| !filters::is_valid(filter.as_bytes())) {
+    if config.filter_subjects.iter().any(|filter| subject::check_filter(filter.as_bytes()).is_err()) {
         return Err(ApiError::StreamConfigInvalid("invalid subject".to_owned()));
     }
     check_overlap(config)
@@ -118,14 +119,14 @@ fn check(config: &ConsumerConfig, stream: &StreamConfig) -> Result<(), Wrong> {
 
 fn check_push(config: &ConsumerConfig, stream: &StreamConfig) -> Result<(), Wrong> {
     let Some(push) = &config.push else { return Ok(()) };
-    let subject = push.deliver_subject.as_bytes();
-    if !filters::is_literal(subject) {
+    let deliver = push.deliver_subject.as_bytes();
+    if !subject::is_literal(deliver) {
         return Err(Wrong::DeliverToWildcards);
     }
-    if !filters::is_valid(subject) {
+    if subject::check_subject(deliver).is_err() {
         return Err(Wrong::InvalidDeliverSubject);
     }
-    if stream.subjects.iter().any(|captured| filters::is_subset(subject, captured.as_bytes())) {
+    if stream.subjects.iter().any(|captured| subject::is_subset(deliver, captured.as_bytes())) {
         return Err(Wrong::DeliverCycle);
     }
     if config.pull.max_waiting.is_some() {
@@ -155,7 +156,7 @@ fn check_pull(config: &ConsumerConfig, stream: &StreamConfig) -> Result<(), Wron
 fn check_overlap(config: &ConsumerConfig) -> Result<(), Wrong> {
     for (n, filter) in config.filter_subjects.iter().enumerate() {
         for (m, other) in config.filter_subjects.iter().enumerate() {
-            if n != m && filters::is_subset(filter.as_bytes(), other.as_bytes()) {
+            if n != m && subject::is_subset(filter.as_bytes(), other.as_bytes()) {
                 return Err(Wrong::OverlappingFilters);
             }
         }
@@ -222,7 +223,7 @@ fn check_work_queue(
         }
         let meets = |filter: &String| {
             other.filter_subjects.is_empty()
-                || other.filter_subjects.iter().any(|f| filters::collide(f.as_bytes(), filter.as_bytes()))
+                || other.filter_subjects.iter().any(|f| subject::overlaps(f.as_bytes(), filter.as_bytes()))
         };
         if config.filter_subjects.iter().any(meets) {
             return Err(Wrong::WorkQueueNotUnique);

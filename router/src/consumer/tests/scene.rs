@@ -9,6 +9,7 @@ use beamlog_log::{
 use bytes::Bytes;
 use roaring::RoaringTreemap;
 
+use crate::api::error::ApiError;
 use crate::api::request::{AckKind, AckTarget, PullRequest};
 use crate::consumer::{
     AckPolicy, Consumer, ConsumerConfig, ConsumerId, ConsumerInfo, ConsumerOutput, ConsumerRecord,
@@ -201,14 +202,19 @@ impl Scene {
         scene
     }
 
-    pub(super) fn create(&mut self, mut config: ConsumerConfig) {
+    pub(super) fn create(&mut self, config: ConsumerConfig) {
+        self.try_create(config).unwrap();
+    }
+
+    pub(super) fn try_create(&mut self, mut config: ConsumerConfig) -> Result<(), ApiError> {
         let stream = StreamConfig { name: "S".to_owned(), ..StreamConfig::default() };
-        Consumer::validate(&mut config, &stream, &mut std::iter::empty()).unwrap();
+        Consumer::validate(&mut config, &stream, &mut std::iter::empty())?;
         let now = self.now;
-        let consumer = self.view(|view, _| Consumer::create(ConsumerId(7), "S", config, now, view)).unwrap();
+        let consumer = self.view(|view, _| Consumer::create(ConsumerId(7), "S", config, now, view))?;
         self.snapshot = Some(through_bytes(&consumer.snapshot()));
         self.records = consumer.snapshot_rest();
         self.consumer = Some(consumer);
+        Ok(())
     }
 
     fn view<T>(&mut self, with: impl FnOnce(&mut StreamView<'_>, &mut Option<Consumer>) -> T) -> T {
@@ -262,6 +268,10 @@ impl Scene {
     }
 
     pub(super) fn store(&mut self, subject: &str, payload: &[u8]) -> u64 {
+        self.store_with_headers(subject, b"", payload)
+    }
+
+    pub(super) fn store_with_headers(&mut self, subject: &str, headers: &[u8], payload: &[u8]) -> u64 {
         self.last = self.last.next();
         let (sequence, timestamp) = (self.last, self.now);
         let subject = subject.as_bytes();
@@ -270,7 +280,7 @@ impl Scene {
             sequence,
             timestamp,
             subject,
-            headers: b"",
+            headers,
             payload,
         });
         self.figures.0.entry(subject.to_vec()).or_default().insert(sequence.0);
@@ -442,6 +452,28 @@ impl Scene {
     pub(super) fn info(&mut self) -> ConsumerInfo {
         let now = self.now;
         self.act(|consumer, view, out| consumer.info(now, view.has_interest, out)).0
+    }
+
+    /// Messages that are pending or were never delivered.
+    pub(super) fn open(&mut self) -> BTreeSet<u64> {
+        let living: Vec<_> = (self.first.0..=self.last.0).collect();
+        let state = &self.consumer.as_ref().unwrap().state;
+        let filters = &self.consumer.as_ref().unwrap().filters;
+        let next = self.consumer.as_ref().unwrap().next;
+        let mut open = BTreeSet::new();
+        for sequence in living {
+            if let Read::Found(message) = self.journal.inner.read(STREAM, Sequence(sequence))
+                && filters.matches(&message.subject)
+                && (Sequence(sequence) >= next || state.pending.contains(Sequence(sequence)))
+            {
+                open.insert(sequence);
+            }
+        }
+        open
+    }
+
+    pub(super) fn is_given_up(&self, sequence: u64) -> bool {
+        self.consumer.as_ref().unwrap().state.exhausted.contains(sequence)
     }
 
     /// `((delivered consumer, stream), (floor consumer, stream), pending acks, undelivered)`.
