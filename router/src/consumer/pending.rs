@@ -38,10 +38,6 @@ impl PendingSet {
         self.rows.len()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
-
     /// How many were delivered more than once.
     pub(super) fn redelivered(&self) -> usize {
         self.redelivered
@@ -215,7 +211,7 @@ mod tests {
         for n in 1..=3 {
             pending.remove(Sequence(n));
         }
-        assert!(pending.is_empty());
+        assert_eq!(pending.len(), 0);
         assert_eq!((pending.queued(), pending.next_due(), pending.redelivered()), (0, None, 0));
     }
 

@@ -85,12 +85,8 @@ fn history(seed: u64, ack_policy: AckPolicy, filtered: bool) {
                 let reply = (dice.roll(2) == 0).then_some("r");
                 let said = scene.say(some, AckKind::Ack, reply);
                 if was_delivered {
-                    let covered = match ack_policy {
-                        AckPolicy::Explicit => some..=some,
-                        AckPolicy::All => 1..=some,
-                        AckPolicy::None => 1..=0,
-                    };
-                    for sequence in covered.filter(|n| seen.deliveries.contains_key(n)) {
+                    let first = if ack_policy == AckPolicy::All { 1 } else { some };
+                    for sequence in (first..=some).filter(|n| seen.deliveries.contains_key(n)) {
                         seen.said.insert(sequence);
                         seen.given_up.remove(&sequence);
                     }
@@ -113,6 +109,11 @@ fn history(seed: u64, ack_policy: AckPolicy, filtered: bool) {
             14 if dice.roll(4) == 0 => {
                 scene.roll();
                 Vec::new()
+            }
+            14 if dice.roll(8) == 0 && stored > 0 => {
+                scene.purge(some);
+                seen.removed.extend(1..=some);
+                scene.deliver()
             }
             15 if dice.roll(3) == 0 => {
                 let lost_nothing = dice.roll(2) == 0;
