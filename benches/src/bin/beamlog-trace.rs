@@ -11,9 +11,9 @@ use beamlog_bench::ledger::{self, Ledger, Load, Shape};
 use beamlog_bench::trace;
 use clap::Parser;
 
-/// What a record and a frame may add to the bytes of a message: headers, and 5 % for padding and control.
-const RECORD_HEADER_BYTES: u64 = 48;
-const FRAME_HEADER_BYTES: u64 = 96;
+/// What a record and a frame add to the bytes of a message (docs/design/format.md).
+const RECORD_HEADER_BYTES: u64 = 36;
+const FRAME_HEADER_BYTES: u64 = 64;
 
 /// Proves ack-after-sync for a number of acks; exit code 1 when one is unproven or too much is written.
 #[derive(Debug, Parser)]

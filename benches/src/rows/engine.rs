@@ -14,23 +14,30 @@ use crate::figures::{Durability, Figures, Latencies, Load, RATE};
 use crate::report::{Comparison, Goal};
 
 const RECORD_BYTES: usize = 256;
-const BATCH: usize = 1024;
+/// Records of one commit: a flood, and about what 128 messages in flight make of it.
+const BATCHES: [usize; 2] = [1024, 64];
 const BARE: &str = "bare segment loop";
 const LOG: &str = "beamlog log";
 
 pub fn row_3(plan: &Plan) -> Result<Vec<Comparison>, RowError> {
-    let load = Load { message_bytes: RECORD_BYTES as u64, clients: 1, in_flight: BATCH as u64 };
-    let mut comparison = Comparison::new(3, "the engine in process, group commit", load);
-    for _ in 0..plan.rounds {
-        let folder = plan.folder()?;
-        let (rate, latencies) = device::segment_loop(folder.path(), RECORD_BYTES, BATCH, plan.duration())?;
-        comparison.add(BARE, Durability::Disk, figures(rate, &latencies));
-        let folder = plan.folder()?;
-        let (rate, latencies) = log_loop(folder.path(), plan.duration())?;
-        comparison.add(LOG, Durability::Disk, figures(rate, &latencies));
+    let mut comparisons = Vec::new();
+    for batch in BATCHES {
+        let load = Load { message_bytes: RECORD_BYTES as u64, clients: 1, in_flight: batch as u64 };
+        let title = format!("the engine in process, group commit of {batch}");
+        let mut comparison = Comparison::new(3, title, load);
+        for _ in 0..plan.rounds {
+            let folder = plan.folder()?;
+            let (rate, latencies) =
+                device::segment_loop(folder.path(), RECORD_BYTES, batch, plan.duration())?;
+            comparison.add(BARE, Durability::Disk, figures(rate, &latencies));
+            let folder = plan.folder()?;
+            let (rate, latencies) = log_loop(folder.path(), batch, plan.duration())?;
+            comparison.add(LOG, Durability::Disk, figures(rate, &latencies));
+        }
+        comparison.ratio(RATE, LOG, BARE, Goal::AtLeast(0.5));
+        comparisons.push(comparison);
     }
-    comparison.ratio(RATE, LOG, BARE, Goal::AtLeast(0.5));
-    Ok(vec![comparison])
+    Ok(comparisons)
 }
 
 /// The latency is that of a batch.
@@ -41,7 +48,11 @@ fn figures(rate: f64, latencies: &Latencies) -> Figures {
     figures
 }
 
-fn log_loop(folder: &std::path::Path, duration: Duration) -> Result<(f64, Latencies), RowError> {
+fn log_loop(
+    folder: &std::path::Path,
+    batch: usize,
+    duration: Duration,
+) -> Result<(f64, Latencies), RowError> {
     let opened = Log::open(Arc::new(StdDisk), folder, ShardId(0), LogOptions::default())?;
     let mut log = opened.log;
     let payload = vec![0x5a_u8; RECORD_BYTES];
@@ -52,7 +63,7 @@ fn log_loop(folder: &std::path::Path, duration: Duration) -> Result<(f64, Latenc
         let before = Instant::now();
         let timestamp = Timestamp(u64::try_from(start.elapsed().as_nanos())?);
         log.set_time(timestamp);
-        for _ in 0..BATCH {
+        for _ in 0..batch {
             sequence = sequence.next();
             log.push_message(&MessageRef {
                 stream: StreamId(1),
