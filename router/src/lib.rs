@@ -5,16 +5,21 @@
 pub mod api;
 pub mod consumer;
 mod driver;
+mod engine;
 pub mod headers;
 pub mod interest;
 mod router;
 mod stats;
 pub mod stream;
 pub mod subject;
+pub mod timestamp;
 pub mod wire;
 
 // The words of the log that a user of the router needs.
 pub use beamlog_log::{Damage, DamageReason, Message, SegmentId, Sequence, StreamId, Timestamp};
 pub use driver::command::{Acknowledgement, FlowControlReply, Full, Pull, StreamPublish};
-pub use router::{AnswerTicket, PublishTicket, ReadyTicket, Router, RouterOptions, TicketFuture};
+pub use driver::open::OpenError;
+pub use router::{
+    AnswerTicket, PublishError, PublishTicket, ReadyTicket, Router, RouterOptions, TicketFuture,
+};
 pub use stats::{Health, RouterStats};

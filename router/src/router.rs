@@ -2,10 +2,13 @@
 //! bounded and gives refused work back.
 
 use std::future::{Future, IntoFuture};
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::thread::JoinHandle;
 
+use beamlog_log::{CloseError, Disk, LogOptions, RecoveryReport};
 use bytes::Bytes;
 
 use crate::api::error::{ApiError, PublishRefusal};
@@ -13,12 +16,20 @@ use crate::api::request::{AckKind, AckTarget, Answer, PublishOutcome, PullReques
 use crate::driver::command::{
     Acknowledgement, Command, FlowControlReply, Full, PublishReply, Pull, StreamPublish, Then,
 };
+use crate::driver::open::{self, OpenError, Running};
 use crate::driver::queue::{Queue, QueueLimits};
+use crate::interest::{Envelope, Interest, RouteCache};
 use crate::stats::{Health, RouterStats};
+use crate::subject::{InvalidSubject, check_subject};
+use crate::wire::Wire;
 
 /// Bounds and sizes of a router. Every field has a default that suits one node.
 #[derive(Clone, Debug)]
 pub struct RouterOptions {
+    pub log: LogOptions,
+    /// Whether state is checkpointed beside the log, so that a start replays less. Default yes; no on disks
+    /// that are simulated: the store of checkpoints lives on a real one.
+    pub checkpoints: bool,
     /// Commands that may wait for the driver. Default 65,536.
     pub queue_commands_max: usize,
     /// Bytes that may wait for the driver. Default 64 MiB.
@@ -36,12 +47,29 @@ pub struct RouterOptions {
 impl Default for RouterOptions {
     fn default() -> Self {
         Self {
+            log: LogOptions::default(),
+            checkpoints: true,
             queue_commands_max: 65_536,
             queue_bytes_max: 64 << 20,
             batch_commands_max: 4_096,
             batch_bytes_max: 2 << 20,
             streams_max: 65_536,
             message_bytes_max: 8 << 20,
+        }
+    }
+}
+
+impl RouterOptions {
+    /// Everything small, so that rare paths become the common ones; no checkpoints.
+    #[must_use]
+    pub fn for_simulation() -> Self {
+        Self {
+            log: LogOptions::for_simulation(),
+            checkpoints: false,
+            batch_commands_max: 64,
+            batch_bytes_max: 8 << 10,
+            message_bytes_max: 16 << 10,
+            ..Self::default()
         }
     }
 }
@@ -60,13 +88,124 @@ impl Shared {
     }
 }
 
-/// The handle of a running router. Clones share it.
+/// What is left when the last handle goes.
+struct Alive {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<Result<(), CloseError>>>>,
+}
+
+impl Drop for Alive {
+    /// Nobody can wait any more: the driver finishes what it was given, seals the log and ends.
+    fn drop(&mut self) {
+        self.shared.queue.close();
+    }
+}
+
+/// The handle of a running router. Clones share it. When the last one is dropped the router closes on its
+/// own time; [`Router::close`] waits for it and says how it went.
 #[derive(Clone)]
 pub struct Router {
     shared: Arc<Shared>,
+    alive: Arc<Alive>,
+    interest: Arc<Interest>,
+    recovery: Arc<RecoveryReport>,
+}
+
+impl std::fmt::Debug for Router {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Router").field("health", &self.health()).finish_non_exhaustive()
+    }
+}
+
+/// Why an embedded publish was not taken in. Nothing was stored.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    #[error("the subject is illegal")]
+    Subject(#[from] InvalidSubject),
+    #[error("no stream captures the subject")]
+    NoStream,
+    /// [`Router::when_ready`] waits for room.
+    #[error(transparent)]
+    Full(#[from] Full<StreamPublish>),
 }
 
 impl Router {
+    /// Opens the data directory `path` on `disk`, or begins one there: takes its lock, recovers the log and
+    /// starts the driver. `wire` spells what protocol clients are sent.
+    ///
+    /// # Errors
+    /// Whatever keeps the data from being trusted or written; nothing is deleted then.
+    pub fn open(
+        path: &Path,
+        disk: Arc<dyn Disk>,
+        options: &RouterOptions,
+        wire: Arc<dyn Wire>,
+    ) -> Result<Self, OpenError> {
+        let Running { shared, interest, thread, recovery } = open::open(path, disk, options, wire)?;
+        let alive = Alive { shared: Arc::clone(&shared), thread: Mutex::new(Some(thread)) };
+        Ok(Self { shared, alive: Arc::new(alive), interest, recovery: Arc::new(recovery) })
+    }
+
+    /// Who wants which subject: where sessions subscribe and what unstored messages are routed by.
+    #[must_use]
+    pub fn interest(&self) -> &Arc<Interest> {
+        &self.interest
+    }
+
+    /// What opening found.
+    #[must_use]
+    pub fn recovery(&self) -> &RecoveryReport {
+        &self.recovery
+    }
+
+    /// Publishes: subscribers get it at once, and the stream that captures the subject stores it. The
+    /// ticket tells when that is durable, or why it was refused.
+    ///
+    /// # Errors
+    /// The subject is illegal or captured by no stream, or there is no room now.
+    pub fn publish(
+        &self,
+        subject: impl Into<Bytes>,
+        headers: impl Into<Bytes>,
+        payload: impl Into<Bytes>,
+    ) -> Result<PublishTicket, PublishError> {
+        let (subject, headers, payload) = (subject.into(), headers.into(), payload.into());
+        check_subject(&subject)?;
+        let envelope =
+            Envelope { subject: &subject, reply: b"", headers: &headers, payload: &payload, origin: 0 };
+        let mut routes = RouteCache::new();
+        let routed = self.interest.route(&mut routes, &subject, &envelope);
+        routes.flush();
+        let stream = routed.capture.ok_or(PublishError::NoStream)?;
+        let publish = StreamPublish { stream, subject, reply: Bytes::new(), headers, payload };
+        let (sender, receiver) = oneshot::channel();
+        let command = Command::Publish { publish, reply: PublishReply::Ticket(sender) };
+        self.shared.queue.push(command).map_err(|Full(command)| match command {
+            Command::Publish { publish, .. } => Full(publish),
+            Command::Request { .. }
+            | Command::Acknowledge(_)
+            | Command::Pull(_)
+            | Command::FlowControl(_) => unreachable!("the queue gives back what it was given"),
+        })?;
+        Ok(PublishTicket(receiver))
+    }
+
+    /// Takes no more work, finishes what was taken, tells those who wait, seals the log. Clones of the
+    /// handle are refused from here on.
+    ///
+    /// # Errors
+    /// What kept the log from being sealed; what was durable still is.
+    pub fn close(self) -> Result<(), CloseError> {
+        self.shared.queue.close();
+        let thread = self.alive.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match thread {
+            // A panic of the driver aborts the process: there is always a result.
+            Some(thread) => thread.join().unwrap_or(Err(CloseError::Poisoned)),
+            // A clone closes it, or has.
+            None => Ok(()),
+        }
+    }
+
     /// Hands a publish to the stream that captures it; the ack goes to its reply subject when it is durable.
     /// Gives it back when the queue is full.
     pub fn offer_publish(&self, publish: StreamPublish) -> Result<(), Full<StreamPublish>> {
@@ -76,8 +215,7 @@ impl Router {
             Command::Request { .. }
             | Command::Acknowledge(_)
             | Command::Pull(_)
-            | Command::FlowControl(_)
-            | Command::InterestChanged { .. } => unreachable!("the queue gives back what it was given"),
+            | Command::FlowControl(_) => unreachable!("the queue gives back what it was given"),
         })
     }
 
@@ -103,8 +241,7 @@ impl Router {
             Command::Publish { .. }
             | Command::Acknowledge(_)
             | Command::Pull(_)
-            | Command::FlowControl(_)
-            | Command::InterestChanged { .. } => unreachable!("the queue gives back what it was given"),
+            | Command::FlowControl(_) => unreachable!("the queue gives back what it was given"),
         })
     }
 
@@ -122,8 +259,7 @@ impl Router {
             Command::Publish { .. }
             | Command::Request { .. }
             | Command::Pull(_)
-            | Command::FlowControl(_)
-            | Command::InterestChanged { .. } => unreachable!("the queue gives back what it was given"),
+            | Command::FlowControl(_) => unreachable!("the queue gives back what it was given"),
         })
     }
 
@@ -141,8 +277,7 @@ impl Router {
             Command::Publish { .. }
             | Command::Request { .. }
             | Command::Acknowledge(_)
-            | Command::FlowControl(_)
-            | Command::InterestChanged { .. } => unreachable!("the queue gives back what it was given"),
+            | Command::FlowControl(_) => unreachable!("the queue gives back what it was given"),
         })
     }
 
@@ -159,8 +294,7 @@ impl Router {
             Command::Publish { .. }
             | Command::Request { .. }
             | Command::Acknowledge(_)
-            | Command::Pull(_)
-            | Command::InterestChanged { .. } => unreachable!("the queue gives back what it was given"),
+            | Command::Pull(_) => unreachable!("the queue gives back what it was given"),
         })
     }
 

@@ -63,22 +63,11 @@ pub(crate) enum PublishReply {
 pub(crate) type Then = Box<dyn FnOnce(Answer) + Send>;
 
 pub(crate) enum Command {
-    Publish {
-        publish: StreamPublish,
-        reply: PublishReply,
-    },
-    Request {
-        request: Box<Request>,
-        then: Then,
-    },
+    Publish { publish: StreamPublish, reply: PublishReply },
+    Request { request: Box<Request>, then: Then },
     Acknowledge(Box<Acknowledgement>),
     Pull(Box<Pull>),
     FlowControl(Box<FlowControlReply>),
-    /// The subject of a push consumer gained or lost its subscribers.
-    InterestChanged {
-        subject: Bytes,
-        present: bool,
-    },
 }
 
 impl Command {
@@ -90,7 +79,6 @@ impl Command {
             }
             Self::Request { .. } => 512,
             Self::Acknowledge(_) | Self::Pull(_) | Self::FlowControl(_) => 128,
-            Self::InterestChanged { subject, .. } => subject.len(),
         };
         outside + size_of::<Self>()
     }

@@ -3,9 +3,11 @@
 //! Invariant: a sleeping driver has seen the queue empty after it said that it sleeps, so that a
 //! producer wakes it exactly when it must.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use bytes::Bytes;
 
 use crate::driver::command::{Command, Full};
 
@@ -20,6 +22,9 @@ pub(crate) struct QueueLimits {
 struct Waiting {
     commands: VecDeque<Command>,
     bytes: usize,
+    /// The last word on each watched subject and group. Not bounded by the limits: there is one per
+    /// watched pair, and none may be lost.
+    interest: BTreeMap<(Bytes, Bytes), bool>,
     asleep: bool,
     closed: bool,
     /// Those who were told "full" and wait for room. One entry per waiter, each dropped when it fires.
@@ -91,6 +96,26 @@ impl Queue {
         waiting.commands.len() <= self.limits.commands / 2 && waiting.bytes <= self.limits.bytes / 2
     }
 
+    /// Notes that interest in a watched subject began or ended.
+    pub(crate) fn interest_changed(&self, subject: &[u8], group: &[u8], present: bool) {
+        let mut waiting = self.lock();
+        if waiting.closed {
+            return;
+        }
+        let key = (Bytes::copy_from_slice(subject), Bytes::copy_from_slice(group));
+        waiting.interest.insert(key, present);
+        let wake = std::mem::take(&mut waiting.asleep);
+        drop(waiting);
+        if wake {
+            self.wake.notify_one();
+        }
+    }
+
+    /// The changes of interest since the last time.
+    pub(crate) fn take_interest(&self) -> BTreeMap<(Bytes, Bytes), bool> {
+        std::mem::take(&mut self.lock().interest)
+    }
+
     /// Moves up to `commands_max` commands of about `bytes_max` bytes to `out`. Waits for the first one
     /// up to `timeout` (`None`: for ever).
     pub(crate) fn take(
@@ -101,28 +126,23 @@ impl Queue {
         timeout: Option<Duration>,
     ) -> Taken {
         let mut waiting = self.lock();
-        if waiting.commands.is_empty() {
-            if waiting.closed {
-                return Taken::Closed;
-            }
-            if timeout == Some(Duration::ZERO) {
-                return Taken::TimedOut;
-            }
+        let nothing = |waiting: &mut Waiting| waiting.commands.is_empty() && waiting.interest.is_empty();
+        if nothing(&mut waiting) && !waiting.closed && timeout != Some(Duration::ZERO) {
             waiting.asleep = true;
-            let slept = |waiting: &mut Waiting| waiting.commands.is_empty() && !waiting.closed;
+            let sleeps = |waiting: &mut Waiting| nothing(waiting) && !waiting.closed;
             waiting = match timeout {
-                None => self.wake.wait_while(waiting, slept).unwrap_or_else(PoisonError::into_inner),
+                None => self.wake.wait_while(waiting, sleeps).unwrap_or_else(PoisonError::into_inner),
                 Some(timeout) => {
                     self.wake
-                        .wait_timeout_while(waiting, timeout, slept)
+                        .wait_timeout_while(waiting, timeout, sleeps)
                         .unwrap_or_else(PoisonError::into_inner)
                         .0
                 }
             };
             waiting.asleep = false;
-            if waiting.commands.is_empty() {
-                return if waiting.closed { Taken::Closed } else { Taken::TimedOut };
-            }
+        }
+        if nothing(&mut waiting) {
+            return if waiting.closed { Taken::Closed } else { Taken::TimedOut };
         }
         let mut bytes = 0;
         if waiting.commands.len() <= commands_max && waiting.bytes <= bytes_max && out.is_empty() {

@@ -1,10 +1,19 @@
-//! Streams: ordered, retained messages captured by filters.
+//! Streams: ordered, retained messages captured by filters. Table of contents only.
 
+pub(crate) mod body;
 mod config;
+pub(crate) mod message_ids;
+pub(crate) mod publish_headers;
+pub(crate) mod publishing;
+pub(crate) mod state;
+pub(crate) mod subjects;
+pub(crate) mod transform;
+pub(crate) mod validation;
 mod view;
 
 pub use config::{
     Compression, ConsumerLimits, Discard, Placement, Republish, Retention, Storage, StreamConfig,
     StreamState, SubjectMapping,
 };
+pub use state::ConsumerNames;
 pub use view::{LastBySubject, StreamView, SubjectFigures};

@@ -1,0 +1,69 @@
+//! What the engine writes into the log beside messages. A record says what was decided, with every fact
+//! that its application needs: replay decides nothing and reads no message.
+//!
+//! Removals of a frame gather in one record behind the messages of that frame. The order inside a frame
+//! does not show: a frame is in the log whole or not at all.
+
+use beamlog_log::envelope::{self, EncodeError, Enveloped};
+use beamlog_log::{Journal, Sequence, StreamId, Timestamp};
+use wincode::{SchemaRead, SchemaWrite};
+
+use crate::consumer::{ConsumerId, ConsumerRecord, ConsumerSnapshot};
+use crate::stream::StreamConfig;
+
+/// One decided change. Variants are only ever added at the end.
+#[derive(Clone, Debug, Eq, PartialEq, SchemaRead, SchemaWrite)]
+pub(crate) enum Record {
+    StreamCreated {
+        id: StreamId,
+        created: Timestamp,
+        config: Box<StreamConfig>,
+    },
+    StreamUpdated {
+        id: StreamId,
+        config: Box<StreamConfig>,
+    },
+    StreamDeleted {
+        id: StreamId,
+    },
+    /// These sequences have no message any more. `ranges` may span sequences that had none.
+    Removed {
+        stream: StreamId,
+        ranges: Vec<(u64, u64)>,
+        messages: u64,
+        bytes: u64,
+    },
+    /// A message that no consumer of a stream with interest retention wanted.
+    Skipped {
+        stream: StreamId,
+        sequence: Sequence,
+        at: Timestamp,
+        message_id: Vec<u8>,
+    },
+    ConsumerCreated {
+        stream: StreamId,
+        snapshot: Box<ConsumerSnapshot>,
+    },
+    ConsumerDeleted {
+        stream: StreamId,
+        consumer: ConsumerId,
+    },
+    Consumer {
+        stream: StreamId,
+        consumer: ConsumerId,
+        record: ConsumerRecord,
+    },
+}
+
+impl Enveloped for Record {
+    const KIND: u16 = 0x0201;
+    const VERSION: u8 = 1;
+}
+
+impl Record {
+    /// Adds it to the frame being gathered.
+    pub(crate) fn push(&self, journal: &mut dyn Journal) -> Result<(), EncodeError> {
+        journal.push_control(&envelope::encode(self)?);
+        Ok(())
+    }
+}

@@ -1,0 +1,215 @@
+//! The engine's state as rows: what a segment of the log begins with, and what a checkpoint holds.
+//!
+//! Rows say what cannot be told from the messages themselves. Subjects, message ids and times to live are
+//! not in them: recovery derives those.
+
+use std::collections::BTreeMap;
+
+use beamlog_log::envelope::{self, Enveloped};
+use beamlog_log::{Sequence, StreamId, Timestamp};
+use wincode::{SchemaRead, SchemaWrite};
+
+use crate::consumer::{ConsumerId, ConsumerRecord, ConsumerSnapshot};
+use crate::engine::Engine;
+use crate::stream::StreamConfig;
+use crate::stream::state::{Slot, Stream};
+
+/// Bytes of a deleted set in one row, so that a row fits a record.
+const DELETED_BYTES_PER_ROW: usize = 1 << 20;
+
+/// What a row is about. The order is the order of restoration.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum RowKey {
+    Shard,
+    Stream(StreamId),
+    Deleted(StreamId),
+    Consumer(StreamId, ConsumerId),
+}
+
+impl RowKey {
+    /// The key in a checkpoint: sorts as `RowKey` does.
+    pub(crate) fn bytes(self) -> Vec<u8> {
+        let (kind, stream, consumer) = match self {
+            Self::Shard => (b'0', 0, 0),
+            Self::Stream(stream) => (b'1', stream.0, 0),
+            Self::Deleted(stream) => (b'2', stream.0, 0),
+            Self::Consumer(stream, consumer) => (b'3', stream.0, consumer.0),
+        };
+        let mut key = vec![kind];
+        key.extend_from_slice(&stream.to_be_bytes());
+        key.extend_from_slice(&consumer.to_be_bytes());
+        key
+    }
+}
+
+/// One part of the state. Variants are only ever added at the end.
+#[derive(Clone, Debug, Eq, PartialEq, SchemaRead, SchemaWrite)]
+pub(crate) enum Row {
+    Shard {
+        next_stream: u32,
+        next_consumer: u32,
+        now: Timestamp,
+    },
+    Stream(Box<StreamRow>),
+    /// A piece of the stream's deleted set, a serialized roaring treemap.
+    Deleted {
+        stream: StreamId,
+        part: u32,
+        parts: u32,
+        bytes: Vec<u8>,
+    },
+    Consumer {
+        stream: StreamId,
+        snapshot: Box<ConsumerSnapshot>,
+    },
+    /// What of a consumer did not fit its row.
+    ConsumerRest {
+        stream: StreamId,
+        consumer: ConsumerId,
+        record: ConsumerRecord,
+    },
+}
+
+#[derive(Clone, Debug, Eq, PartialEq, SchemaRead, SchemaWrite)]
+pub(crate) struct StreamRow {
+    pub(crate) id: StreamId,
+    pub(crate) created: Timestamp,
+    pub(crate) config: StreamConfig,
+    pub(crate) first: Sequence,
+    pub(crate) last: Sequence,
+    pub(crate) last_time: Timestamp,
+    pub(crate) messages: u64,
+    pub(crate) bytes: u64,
+    pub(crate) last_message_id: Vec<u8>,
+}
+
+impl Enveloped for Row {
+    const KIND: u16 = 0x0202;
+    const VERSION: u8 = 1;
+}
+
+fn encode(row: &Row) -> Vec<u8> {
+    envelope::encode(row).expect("rows are cut to fit a record")
+}
+
+fn stream_row(stream: &Stream) -> Row {
+    let body = &stream.body;
+    Row::Stream(Box::new(StreamRow {
+        id: body.id,
+        created: body.created,
+        config: body.config.clone(),
+        first: body.first,
+        last: body.last,
+        last_time: body.last_time,
+        messages: body.messages,
+        bytes: body.bytes,
+        last_message_id: body.last_message_id.clone(),
+    }))
+}
+
+fn deleted_rows(stream: &Stream) -> Vec<Row> {
+    if stream.body.deleted.is_empty() {
+        return Vec::new();
+    }
+    let mut bytes = Vec::new();
+    stream.body.deleted.serialize_into(&mut bytes).expect("a vector takes every write");
+    let parts = u32::try_from(bytes.len().div_ceil(DELETED_BYTES_PER_ROW)).expect("a set fits memory");
+    bytes
+        .chunks(DELETED_BYTES_PER_ROW)
+        .zip(0..)
+        .map(|(piece, part)| Row::Deleted { stream: stream.body.id, part, parts, bytes: piece.to_vec() })
+        .collect()
+}
+
+fn consumer_rows(stream: StreamId, slot: &Slot) -> Vec<Row> {
+    let consumer = slot.consumer.id();
+    let mut rows = vec![Row::Consumer { stream, snapshot: Box::new(slot.consumer.snapshot()) }];
+    rows.extend(slot.consumer.snapshot_rest().into_iter().map(|record| Row::ConsumerRest {
+        stream,
+        consumer,
+        record,
+    }));
+    rows
+}
+
+/// Several rows as one value of a checkpoint: each behind its length.
+fn value(rows: &[Row]) -> Vec<u8> {
+    let mut value = Vec::new();
+    for row in rows {
+        let bytes = encode(row);
+        let length = u32::try_from(bytes.len()).expect("rows are cut to fit a record");
+        value.extend_from_slice(&length.to_le_bytes());
+        value.extend_from_slice(&bytes);
+    }
+    value
+}
+
+/// The rows of a value of a checkpoint; `None` when it is cut.
+pub(crate) fn split(mut value: &[u8]) -> Option<Vec<&[u8]>> {
+    let mut rows = Vec::new();
+    while let Some((length, rest)) = value.split_first_chunk::<4>() {
+        let (row, rest) = rest.split_at_checked(usize::try_from(u32::from_le_bytes(*length)).ok()?)?;
+        rows.push(row);
+        value = rest;
+    }
+    value.is_empty().then_some(rows)
+}
+
+/// What a checkpoint has to change.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    pub(crate) puts: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub(crate) deletes: Vec<Vec<u8>>,
+}
+
+impl Engine {
+    fn shard_row(&self) -> Row {
+        Row::Shard { next_stream: self.next_stream, next_consumer: self.next_consumer, now: self.now }
+    }
+
+    /// The state as records for the beginning of a segment. Nothing is gathered any more (`Flush`).
+    pub(crate) fn snapshot(&self) -> impl Iterator<Item = Vec<u8>> {
+        assert!(!self.has_unlogged(), "a snapshot is taken of what is logged");
+        let streams = self.names.values().flat_map(|id| {
+            let stream = &self.streams[id];
+            let consumers = stream.consumers.values().flat_map(|slot| consumer_rows(*id, slot));
+            std::iter::once(stream_row(stream)).chain(deleted_rows(stream)).chain(consumers)
+        });
+        std::iter::once(self.shard_row()).chain(streams).map(|row| encode(&row))
+    }
+
+    /// The rows that changed since this was last asked. Nothing is gathered any more (`Flush`).
+    pub(crate) fn take_changes(&mut self) -> Changes {
+        assert!(!self.has_unlogged(), "a checkpoint is taken of what is logged");
+        let mut changes = Changes::default();
+        for key in std::mem::take(&mut self.removed_rows) {
+            changes.deletes.push(key.bytes());
+            if let RowKey::Stream(id) = key {
+                changes.deletes.push(RowKey::Deleted(id).bytes());
+            }
+        }
+        for (id, stream) in &mut self.streams {
+            let mut clean = Vec::new();
+            for (consumer, slot) in stream.dirty_consumers() {
+                let key = RowKey::Consumer(*id, *consumer).bytes();
+                changes.puts.insert(key, value(&consumer_rows(*id, slot)));
+                clean.push(*consumer);
+            }
+            for consumer in clean {
+                stream.consumers.get_mut(&consumer).expect("it was just visited").dirty = false;
+            }
+            if std::mem::take(&mut stream.body.dirty) {
+                changes.puts.insert(RowKey::Stream(*id).bytes(), value(&[stream_row(stream)]));
+                let deleted = deleted_rows(stream);
+                let key = RowKey::Deleted(*id).bytes();
+                if deleted.is_empty() {
+                    changes.deletes.push(key);
+                } else {
+                    changes.puts.insert(key, value(&deleted));
+                }
+            }
+        }
+        changes.puts.insert(RowKey::Shard.bytes(), value(&[self.shard_row()]));
+        changes
+    }
+}
