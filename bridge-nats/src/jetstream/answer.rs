@@ -215,10 +215,12 @@ pub(super) fn spell(form: Form, answer: &Answer, around: &Around<'_>) -> Reply {
         }
         Response::Names(page) => {
             write_page(Some(page), object);
-            match kind {
-                Kind::ConsumerNames => object.list("consumers", &page.items, stream_config::push_name),
-                _ if page.items.is_empty() => object.null("streams"),
-                _ => object.list("streams", &page.items, stream_config::push_name),
+            if kind == Kind::ConsumerNames {
+                object.texts("consumers", &page.items);
+            } else if page.items.is_empty() {
+                object.null("streams");
+            } else {
+                object.texts("streams", &page.items);
             }
         }
         Response::Streams(page) => {

@@ -1,6 +1,7 @@
 //! The API as the sessions use it: reads a request, hands it to the router, and sees to it that the
 //! answer reaches the reply subject. Never blocks.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -8,13 +9,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use beamlog_router::api::request::{Answer, Request};
 use beamlog_router::headers::Builder;
 use beamlog_router::interest::{Envelope, Interest, RouteCache};
-use beamlog_router::{Router, Timestamp};
+use beamlog_router::{Full, Router, StreamPublish, Timestamp};
 use bytes::Bytes;
 
 use super::answer::{self, Around, Form, Kind, Raw, Reply};
 use super::call::{Call, parse_request};
 use super::errors::ErrorBody;
 use super::request::{ApiRequest, Handled};
+use crate::server::JetStream;
 
 /// The JetStream API of one node. Clones share their counters.
 #[derive(Clone)]
@@ -61,10 +63,12 @@ impl Api {
             errors: self.shared.errors.load(Ordering::Relaxed),
         }
     }
+}
 
+impl JetStream for Api {
     /// Handles one publish to the API. The answer, if there is one, is routed to the reply subject, now
-    /// or from the driver thread once what it says is durable. Never blocks.
-    pub fn handle(&self, request: &ApiRequest<'_>) -> Handled {
+    /// or from the driver thread once what it says is durable.
+    fn handle(&self, request: &ApiRequest<'_>) -> Handled {
         match parse_request(request.subject, request.headers, request.payload) {
             Call::Engine { request: wanted, form } => self.ask(*wanted, form, request),
             Call::Pull { stream, consumer, request: pull } => {
@@ -90,13 +94,23 @@ impl Api {
         }
     }
 
+    fn offer(&self, publish: StreamPublish) -> Result<(), Full<StreamPublish>> {
+        self.router.offer_publish(publish)
+    }
+
+    fn when_ready(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(self.router.when_ready().into_future())
+    }
+}
+
+impl Api {
     fn ask(&self, wanted: Request, form: Form, request: &ApiRequest<'_>) -> Handled {
-        let direct_from = match (&wanted, form.kind) {
-            (Request::DirectGet { stream, .. } | Request::DirectGetBatch { stream, .. }, _) => {
+        let direct_from =
+            if let Request::DirectGet { stream, .. } | Request::DirectGetBatch { stream, .. } = &wanted {
                 Some(stream.clone())
-            }
-            (_, _) => None,
-        };
+            } else {
+                None
+            };
         let shared = Arc::clone(&self.shared);
         let reply = Bytes::copy_from_slice(request.reply);
         // Needed only to say who was asked when nobody listens.
@@ -107,9 +121,10 @@ impl Api {
             None => shared.answer_document(&reply, form, &answer),
         };
         if self.router.request_then(wanted, Box::new(then)).is_err() {
-            let refusal = match form.kind {
-                Kind::Direct => Reply::status(Builder::status(429, "Too Many Requests")),
-                kind => Reply::refusal(kind, &ErrorBody::new(429, 10167, "too many requests")),
+            let refusal = if form.kind == Kind::Direct {
+                Reply::status(Builder::status(429, "Too Many Requests"))
+            } else {
+                Reply::refusal(form.kind, &ErrorBody::new(429, 10167, "too many requests"))
             };
             self.shared.answer(request.reply, &refusal);
         }
@@ -117,10 +132,10 @@ impl Api {
     }
 }
 
-fn taken<T>(offered: Result<(), beamlog_router::Full<T>>) -> Handled {
+fn taken<T>(offered: Result<(), Full<T>>) -> Handled {
     match offered {
         Ok(()) => Handled::Done,
-        Err(beamlog_router::Full(_)) => Handled::Full,
+        Err(Full(_)) => Handled::Full,
     }
 }
 

@@ -329,10 +329,8 @@ impl Get {
     fn contradicts(&self) -> bool {
         let (by_sequence, by_last, by_time) =
             (self.sequence > 0, !self.last_on.is_empty(), self.start.is_some());
-        (by_sequence && by_last)
-            || (by_sequence && by_time)
-            || (by_time && by_last)
-            || (by_last && !self.next_on.is_empty())
+        let starts = [by_sequence, by_last, by_time].iter().filter(|given| **given).count();
+        starts > 1 || (by_last && !self.next_on.is_empty())
     }
 
     fn is_empty(&self) -> bool {
@@ -556,10 +554,10 @@ mod tests {
     }
 
     fn request(subject: &str, payload: &str) -> Request {
-        match call(subject, payload) {
-            Call::Engine { request, .. } => *request,
-            other => panic!("{subject} {payload}: {other:?}"),
-        }
+        let Call::Engine { request, .. } = call(subject, payload) else {
+            panic!("{subject} {payload}: refused or elsewhere")
+        };
+        *request
     }
 
     fn refusal(subject: &str, payload: &str) -> (u64, serde_json::Value) {
@@ -570,10 +568,14 @@ mod tests {
     }
 
     fn status_of(subject: &str, headers: &str, payload: &str) -> String {
-        match parse_request(subject.as_bytes(), headers.as_bytes(), payload.as_bytes()) {
-            Call::Reply(reply) => String::from_utf8(reply.headers).unwrap().replace("\r\n", ""),
-            other => panic!("{subject} {payload}: {other:?}"),
-        }
+        let Call::Reply(reply) = parse_request(subject.as_bytes(), headers.as_bytes(), payload.as_bytes())
+        else {
+            panic!("{subject} {payload}: accepted")
+        };
+        String::from_utf8(reply.headers).unwrap().replace(
+            "
+", "",
+        )
     }
 
     fn named(stream: &str) -> String {
@@ -700,9 +702,9 @@ mod tests {
 
     #[test]
     fn consumers_are_created_in_three_forms() {
-        let name_of = |subject: &str, body: &str| match request(subject, body) {
-            Request::CreateConsumer { config, .. } => (config.name.clone(), config.durable),
-            other => panic!("{other:?}"),
+        let name_of = |subject: &str, body: &str| {
+            let Request::CreateConsumer { config, .. } = request(subject, body) else { panic!("{subject}") };
+            (config.name.clone(), config.durable)
         };
         let body = |config: &str| format!(r#"{{"stream_name":"S","config":{{{config}}}}}"#);
         let durable = (named("d"), true);

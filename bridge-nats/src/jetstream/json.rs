@@ -107,14 +107,7 @@ impl Fields {
 
     /// A list of strings; empty when absent.
     pub(super) fn strings(&mut self, name: &str) -> Result<Vec<String>, Malformed> {
-        self.list(name)?
-            .into_iter()
-            .map(|value| match value {
-                Value::String(text) => Ok(text),
-                Value::Null => Ok(String::new()),
-                other => Err(wrong(name, &other, "string")),
-            })
-            .collect()
+        self.list(name)?.into_iter().map(|value| string_or_null(name, value)).collect()
     }
 
     /// A list of signed integers; empty when absent.
@@ -145,13 +138,17 @@ impl Fields {
     /// An object whose members are all strings, with names that are not ours to know.
     pub(super) fn texts(&mut self, name: &str) -> Result<Vec<(String, String)>, Malformed> {
         let Some(Self(map)) = self.object(name)? else { return Ok(Vec::new()) };
-        map.into_iter()
-            .map(|(key, value)| match value {
-                Value::String(text) => Ok((key, text)),
-                Value::Null => Ok((key, String::new())),
-                other => Err(wrong(name, &other, "string")),
-            })
-            .collect()
+        map.into_iter().map(|(key, value)| Ok((key, string_or_null(name, value)?))).collect()
+    }
+}
+
+fn string_or_null(name: &str, value: Value) -> Result<String, Malformed> {
+    if let Value::String(text) = value {
+        Ok(text)
+    } else if value.is_null() {
+        Ok(String::new())
+    } else {
+        Err(wrong(name, &value, "string"))
     }
 }
 

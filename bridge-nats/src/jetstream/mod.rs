@@ -22,5 +22,4 @@ pub use api::{Api, ApiStats};
 pub use call::{Call, parse_request};
 pub use errors::{MESSAGE_ID_REUSED, UNREADABLE};
 pub use request::{ApiRequest, Handled, is_api_subject};
-pub use version::{API_LEVEL, SERVER_VERSION};
 pub use wire::NatsWire;

@@ -9,7 +9,7 @@ use beamlog_router::stream::{
 use beamlog_router::{Sequence, Timestamp};
 
 use super::errors::ErrorBody;
-use super::json::{Fields, Malformed, Object, push_number, push_text};
+use super::json::{Fields, Malformed, Object, push_number};
 use super::version;
 
 /// Reads the body of a create or update request.
@@ -285,11 +285,6 @@ fn write_state(info: &StreamInfo, object: &mut Object<'_>) {
 /// Appends a whole info as an element of a list.
 pub(super) fn push_info(info: &StreamInfo, out: &mut String) {
     Object::write(out, |object| write_info(info, false, None, object));
-}
-
-/// Appends a name as an element of a list.
-pub(super) fn push_name(name: &String, out: &mut String) {
-    push_text(out, name);
 }
 
 #[cfg(test)]

@@ -10,7 +10,6 @@ use beamlog_router::Timestamp;
 pub(super) const NEVER: &str = "0001-01-01T00:00:00Z";
 
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
-const SECONDS_PER_DAY: u64 = 86_400;
 
 /// Appends the time in UTC, with as many digits of a second as it needs.
 pub(super) fn write(time: Timestamp, out: &mut String) {
@@ -18,26 +17,7 @@ pub(super) fn write(time: Timestamp, out: &mut String) {
         out.push_str(NEVER);
         return;
     }
-    let (seconds, nanos) = (time.0 / NANOS_PER_SECOND, time.0 % NANOS_PER_SECOND);
-    let (year, month, day) = date(seconds / SECONDS_PER_DAY);
-    let second = seconds % SECONDS_PER_DAY;
-    push_digits(out, year, 4);
-    for (separator, value) in
-        [('-', month), ('-', day), ('T', second / 3600), (':', second / 60 % 60), (':', second % 60)]
-    {
-        out.push(separator);
-        push_digits(out, value, 2);
-    }
-    if nanos > 0 {
-        out.push('.');
-        let (mut digits, mut rest) = (9, nanos);
-        while rest.is_multiple_of(10) {
-            rest /= 10;
-            digits -= 1;
-        }
-        push_digits(out, rest, digits);
-    }
-    out.push('Z');
+    out.push_str(&crate::rfc3339(time.0));
 }
 
 /// The time as text.
@@ -138,28 +118,6 @@ fn decimal(value: u64, unit: u64) -> String {
     text
 }
 
-/// Year, month and day of a day since 1970-01-01.
-fn date(mut day: u64) -> (u64, u64, u64) {
-    let mut year = 1970;
-    // 400 years are 146,097 days; then year by year, at most 400 steps.
-    year += day / 146_097 * 400;
-    day %= 146_097;
-    loop {
-        let length = if is_leap(year) { 366 } else { 365 };
-        if day < length {
-            break;
-        }
-        day -= length;
-        year += 1;
-    }
-    let mut month = 1;
-    while let Some(length) = days_in(year, month).filter(|&length| day >= length) {
-        day -= length;
-        month += 1;
-    }
-    (year, month, day + 1)
-}
-
 /// Days between 1970-01-01 and a legal date, negative before.
 fn days_since_epoch(year: u64, month: u64, day: u64) -> Option<i64> {
     // Leap days before a year: one every 4, none every 100, one every 400.
@@ -194,10 +152,6 @@ fn digits(bytes: &[u8], range: std::ops::Range<usize>) -> Option<u64> {
         .try_fold(0_u64, |value, byte| byte.is_ascii_digit().then(|| value * 10 + u64::from(byte - b'0')))
 }
 
-fn push_digits(out: &mut String, value: u64, width: usize) {
-    out.push_str(&format!("{value:0width$}"));
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -222,7 +176,7 @@ mod tests {
     #[test]
     fn every_day_of_eight_centuries_is_read_as_written() {
         for day in 1..213_500 {
-            let time = Timestamp(day * SECONDS_PER_DAY * NANOS_PER_SECOND);
+            let time = Timestamp(day * 86_400 * NANOS_PER_SECOND);
             assert_eq!(parse(&text(time)), Some(time), "day {day}");
         }
     }

@@ -4,12 +4,9 @@ use std::collections::BTreeMap;
 
 use super::json::Object;
 
-/// The nats-server version whose behaviour clients may expect.
-pub const SERVER_VERSION: &str = "2.14.0";
-
-/// The JetStream API level: 1 is that of nats-server 2.11 (message TTL, delete markers, pause). Levels 2
-/// and above mean counters, schedules and batches, which we refuse.
-pub const API_LEVEL: u32 = 1;
+// Level 1 is that of nats-server 2.11 (message TTL, delete markers, pause). Levels 2 and above mean
+// counters, schedules and batches, which we refuse.
+pub(super) use crate::server::{API_LEVEL, VERSION as SERVER_VERSION};
 
 const REQUIRED_LEVEL: &str = "_nats.req.level";
 const VERSION: &str = "_nats.ver";
