@@ -572,7 +572,19 @@ mod tests {
         else {
             panic!("{subject} {payload}: accepted")
         };
-        String::from_utf8(reply.headers).unwrap().replace("\r\n", ""), names(None, 0));
+        String::from_utf8(reply.headers).unwrap().replace("\r\n", "")
+    }
+
+    fn named(stream: &str) -> String {
+        stream.to_owned()
+    }
+
+    #[test]
+    fn each_subject_asks_its_question() {
+        assert_eq!(request("$JS.API.INFO", "x"), Request::AccountInfo);
+        let names =
+            |subject: Option<&str>, offset| Request::StreamNames { subject: subject.map(named), offset };
+        assert_eq!(request("$JS.API.STREAM.NAMES", ""), names(None, 0));
         assert_eq!(request("$JS.API.STREAM.NAMES", "x"), names(None, 0));
         assert_eq!(request("$JS.API.STREAM.NAMES", r#"{"subject":"a","offset":3}"#), names(Some("a"), 3));
         assert_eq!(request("$JS.API.STREAM.NAMES", r#"{"offset":-3}"#), names(None, 0));
