@@ -28,12 +28,12 @@ pub fn iter(block: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     lines(block).filter_map(|line| split(block.get(line)?))
 }
 
-/// Whether the block is whole: the version line, lines with a name, an empty line at the end.
+/// Whether the block is whole: the version line, lines with a name, an empty line at the end and only there.
 #[must_use]
 pub fn is_well_formed(block: &[u8]) -> bool {
     let Some(rest) = block.strip_prefix(VERSION) else { return false };
     (rest.starts_with(LINE_END) || rest.first() == Some(&b' '))
-        && block.ends_with(b"\r\n\r\n")
+        && block.windows(4).position(|four| four == b"\r\n\r\n") == block.len().checked_sub(4)
         && lines(block).all(|line| block.get(line).is_some_and(|line| split(line).is_some()))
 }
 
@@ -199,6 +199,7 @@ mod tests {
             b"NATS/1.0\r\n: no name\r\n\r\n",
             b"HTTP/1.1\r\nA: b\r\n\r\n",
             b"NATS/1.01\r\n\r\n",
+            b"NATS/1.0\r\nA: b\r\n\r\nB: c\r\n\r\n",
         ] {
             assert!(!is_well_formed(broken), "{:?}", String::from_utf8_lossy(broken));
         }

@@ -51,6 +51,8 @@ pub enum IdentityError {
     Line { line: usize, expected: &'static str },
     #[error("it is longer than {BYTES_MAX} bytes")]
     TooLong,
+    #[error("it is not spelled as this build spells it")]
+    Spelling,
     #[error("it has store format {version}; this build reads format {STORE_FORMAT}")]
     Format { version: u32 },
 }
@@ -88,10 +90,8 @@ impl Identity {
                 _ => None,
             })?,
         };
-        match lines.next() {
-            None => Ok(identity),
-            Some(_) => Err(IdentityError::Line { line: 5, expected: "crc32 <8 hexadecimal digits>" }),
-        }
+        // Numbers have more than one spelling, and nothing may follow.
+        if identity.encode() == bytes { Ok(identity) } else { Err(IdentityError::Spelling) }
     }
 }
 
@@ -184,7 +184,6 @@ mod tests {
             ("beamlog store 1\nnode 000102030405060708090a0b0c0d0e+f\ncreated 17\nlog yes\n", 2),
             ("beamlog store 1\nnode 000102030405060708090a0b0c0d0eff\ncreated -1\n", 3),
             ("beamlog store 1\nnode 000102030405060708090a0b0c0d0eff\ncreated 1\nlog maybe\n", 4),
-            ("beamlog store 1\nnode 000102030405060708090a0b0c0d0eff\ncreated 1\nlog no\nmore\n", 5),
         ] {
             match Identity::decode(&sealed(text)) {
                 Err(IdentityError::Line { line: found, .. }) => assert_eq!(found, line, "{text}"),
@@ -192,5 +191,19 @@ mod tests {
             }
         }
         assert_eq!(Identity::decode(&[b'x'; 5000]), Err(IdentityError::TooLong));
+    }
+
+    #[test]
+    fn there_is_one_spelling() {
+        let node = "node 000102030405060708090a0b0c0d0eff";
+        for text in [
+            format!("beamlog store 1\n{node}\ncreated 1\nlog no\nmore\n"),
+            format!("beamlog store +1\n{node}\ncreated 1\nlog no\n"),
+            format!("beamlog store 1\n{node}\ncreated 01\nlog no\n"),
+            format!("beamlog store 1\r\n{node}\ncreated 1\nlog no\n"),
+            format!("beamlog store 1\n{}\ncreated 1\nlog no\n", node.replace('a', "A")),
+        ] {
+            assert_eq!(Identity::decode(&sealed(&text)), Err(IdentityError::Spelling), "{text}");
+        }
     }
 }
