@@ -196,7 +196,10 @@ impl Log {
         }
         let header = self.frame_header(self.open.header.segment, records, flags, index);
         let checksum = frame::finish(frame, self.open.end, &header);
-        if let Err(source) = self.open.file.write_at(frame, self.open.end) {
+        let place = self.open.end;
+        if let Err(source) =
+            self.open.zero_ahead(frame.len()).and_then(|()| self.open.file.write_at(frame, place))
+        {
             self.poisoned = true;
             return Err(self.files.failed("writing", &self.open.key().file_name(), source).into());
         }

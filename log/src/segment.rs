@@ -18,6 +18,16 @@ use crate::{
 /// Bytes between two marks of the open segment.
 const MARK_EVERY: u64 = 256 * 1024;
 
+/// Zeros written at once ahead of the frames. The first sync behind a write into blocks that are only
+/// reserved has to put their change of state into the filesystem's journal, which costs as much again as the
+/// sync (measured on ext4: 310 instead of 190 µs for 8 KiB); this way one sync in many pays for it.
+const ZERO_AHEAD: u64 = 512 * 1024;
+
+/// Larger frames pay for themselves: zeros ahead of them would double what is written.
+const ZERO_AHEAD_FRAME_MAX: usize = 64 * 1024;
+
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+
 /// The segment that is written.
 #[derive(Debug)]
 pub(crate) struct OpenSegment {
@@ -36,6 +46,8 @@ pub(crate) struct OpenSegment {
     /// The last frame is a seal.
     pub(crate) sealed: bool,
     pub(crate) index: MemoryIndex,
+    /// Up to here zeros were written ahead.
+    zeroed_to: u64,
     /// Now and then an index and the place of its frame, so that a replay need not begin at the front.
     marks: Vec<(Index, u64)>,
 }
@@ -54,6 +66,7 @@ impl OpenSegment {
             records: 0,
             sealed: false,
             index: MemoryIndex::default(),
+            zeroed_to: 0,
             marks: Vec::new(),
         }
     }
@@ -73,6 +86,25 @@ impl OpenSegment {
         self.frames += 1;
         self.records += u64::from(header.records);
         self.sealed = header.has(crate::format::frame::SEAL);
+    }
+
+    /// Before a small frame is written at `self.end`: makes sure that it goes into blocks that were written.
+    /// What is there reads as zeros before and after, so a crash in between changes nothing.
+    pub(crate) fn zero_ahead(&mut self, frame_bytes: usize) -> std::io::Result<()> {
+        let frame_end = self.end + frame_bytes as u64;
+        if frame_bytes > ZERO_AHEAD_FRAME_MAX || frame_end <= self.zeroed_to {
+            return Ok(());
+        }
+        // Behind the reserved part nothing is zeroed: the file must not grow by this.
+        let mut at = self.zeroed_to.max(self.end);
+        let to = (frame_end + ZERO_AHEAD).min(self.header.preallocated);
+        while at < to {
+            let count = (to - at).min(ZEROS.len() as u64);
+            self.file.write_at(&ZEROS[..usize::try_from(count).expect("at most a piece")], at)?;
+            at += count;
+        }
+        self.zeroed_to = to.max(self.zeroed_to);
+        Ok(())
     }
 
     pub(crate) fn mark(&mut self, index: Index, at: u64) {
