@@ -68,11 +68,5 @@ pub(crate) enum Command {
 Examples:
   beamlog completion bash > ~/.local/share/bash-completion/completions/beamlog
   beamlog completion zsh > ~/.zfunc/_beamlog")]
-    Completion {
-        #[arg(required_unless_present = "reference")]
-        shell: Option<Shell>,
-        /// Print the reference of all commands instead, as docs/reference/cli.md has it.
-        #[arg(long)]
-        reference: bool,
-    },
+    Completion { shell: Shell },
 }

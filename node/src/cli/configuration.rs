@@ -6,7 +6,7 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 
 use crate::cli::exit::{Failure, err_chain};
-use crate::cli::output::{Output, cell, columns, raw};
+use crate::cli::output::{Output, cell, columns};
 use crate::cli::serve::ConfigArguments;
 use crate::config::{Environment, KEYS, Layers, NodeOptions};
 
@@ -21,8 +21,6 @@ pub(crate) enum ConfigCommand {
     Check(Box<ConfigArguments>),
     /// Show the values that count and where each was said.
     Show(Box<ConfigArguments>),
-    /// Print the reference of all keys, as docs/reference/config.md has it.
-    Reference,
 }
 
 /// The process's `BEAMLOG_…` variables.
@@ -83,6 +81,5 @@ pub(crate) fn config(command: ConfigCommand, output: Output) -> Result<(), Failu
             })?;
             resolve(&layers).map(drop)
         }
-        ConfigCommand::Reference => raw(crate::config::reference::markdown().as_bytes()),
     }
 }

@@ -9,7 +9,8 @@ use crate::cli::arguments::Arguments;
 const HEAD: &str = "\
 # Commands
 
-Made from the commands' own `--help` by `beamlog completion --reference`; do not edit.
+Made from the commands' own `--help`; do not edit: a test writes it
+(`BEAMLOG_TEST_UPDATE=1 cargo test -p beamlog`).
 
 ";
 

@@ -8,8 +8,8 @@ use serde_json::json;
 
 use crate::cli::arguments::{Arguments, Command};
 use crate::cli::exit::{Code, Failure};
-use crate::cli::output::{Output, columns, raw};
-use crate::cli::{bench, completion, configuration, consumer, kv, messages, reference, stream};
+use crate::cli::output::{Output, columns};
+use crate::cli::{bench, completion, configuration, consumer, kv, messages, stream};
 
 /// Runs the command line of this process.
 #[must_use]
@@ -50,9 +50,7 @@ fn execute(arguments: Arguments) -> Result<(), Failure> {
         Command::Config(command) => configuration::config(command, output),
         Command::Bench(arguments) => client(bench::bench(arguments, output)),
         Command::Version => version(output),
-        Command::Completion { reference: true, .. } => raw(reference::markdown().as_bytes()),
-        Command::Completion { shell: Some(shell), .. } => completion::completion(shell),
-        Command::Completion { shell: None, .. } => Err(Failure::cannot_start("name a shell")),
+        Command::Completion { shell } => completion::completion(shell),
     }
 }
 

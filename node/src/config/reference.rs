@@ -9,7 +9,8 @@ use crate::config::units::{ByteSize, Span};
 const HEAD: &str = "\
 # Configuration
 
-Made from `node/src/config/keys.rs` by `beamlog config reference`; do not edit.
+Made from `node/src/config/keys.rs`; do not edit: a test writes it
+(`BEAMLOG_TEST_UPDATE=1 cargo test -p beamlog`).
 
 `beamlog serve` needs no configuration. A value is taken from the strongest place that says one:
 
