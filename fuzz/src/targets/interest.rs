@@ -58,16 +58,15 @@ pub fn run(data: &[u8]) {
             }
             [b'-', rest @ ..] => {
                 let number = std::str::from_utf8(rest).ok().and_then(|text| text.parse::<usize>().ok());
-                if let Some(slot) = number.and_then(|number| subscriptions.get_mut(number)) {
-                    if let Some(subscription) = slot.take() {
-                        interest.unsubscribe(&subscription.key);
-                    }
+                let slot = number.and_then(|number| subscriptions.get_mut(number));
+                if let Some(subscription) = slot.and_then(Option::take) {
+                    interest.unsubscribe(&subscription.key);
                 }
             }
-            [b'@', filter @ ..] if captured.is_none() => {
-                if interest.capture(filter, StreamId(9)).is_ok() {
-                    captured = Some(filter.to_vec());
-                }
+            [b'@', filter @ ..]
+                if captured.is_none() && interest.capture(filter, StreamId(9)).is_ok() =>
+            {
+                captured = Some(filter.to_vec());
             }
             [b'!', ..] => {
                 if let Some(filter) = captured.take() {
