@@ -1,0 +1,316 @@
+"""The lanes. Each returns a line of figures, and raises when a promise is broken."""
+
+import os
+import random
+import re
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from .machine import Filesystem, need_filesystem, need_program, need_root, read_past_cache, run
+from .servers import Ledger, beamlog, finish, nats_server
+
+# Cycles on one store; then a new one begins, so that an audit reads what a few seconds wrote.
+CYCLES_PER_STORE = 10
+FINDINGS = ("lost", "moved", "duplicated", "disordered", "corrupt", "consumers_gone_back", "seen_by_clients")
+
+
+class Broken(Exception):
+    """A promise was broken."""
+
+
+def judge(verdict, where):
+    if not verdict["clean"]:
+        found = {name: verdict[name] for name in FINDINGS if verdict[name]}
+        raise Broken(f"{where}: {found}; {verdict['examples']}")
+
+
+def bound(cycles):
+    """The rate of failures that no failure in so many cycles excludes with 95 % confidence."""
+    return f"{100 * (1 - 0.05 ** (1 / cycles)):.2f} %"
+
+
+def power_cut(context, kind="ext4"):
+    """A loaded server loses its power at a random moment; every ack it gave is there afterwards."""
+    need_filesystem(kind)
+    context.programs.ours("beamlog-ledger")
+    cycles, acked, confirmed, starts = context.cycles, 0, 0, []
+    done = 0
+    while done < cycles:
+        round_ = done // CYCLES_PER_STORE
+        # Every other store rolls and compacts often.
+        arguments = ["--segment-bytes", "16MiB"] if round_ % 2 else []
+        message_bytes = (128, 1024, 300)[round_ % 3]
+        with Filesystem(kind, "3G") as filesystem, tempfile.TemporaryDirectory() as outside:
+            outside = Path(outside)
+            ledger = Ledger(context.programs, outside / "ledger", message_bytes=message_bytes)
+            data, log = filesystem.mountpoint / "data", outside / "server.log"
+            for _ in range(min(CYCLES_PER_STORE, cycles - done)):
+                with beamlog(context.programs, data, log, arguments=arguments) as server:
+                    server.wait_until_it_serves()
+                    load = ledger.load(server)
+                    context.sleep(0.2, 1.5)
+                    filesystem.cut_power()
+                    # What it still says must be true, too.
+                    context.sleep(0.0, 0.1)
+                    server.kill()
+                    loaded = finish(load)
+                filesystem.restart()
+                begin = time.monotonic()
+                with beamlog(context.programs, data, log, arguments=arguments) as server:
+                    server.wait_until_it_serves()
+                    starts.append(time.monotonic() - begin)
+                    verdict = ledger.verify(server)
+                    done += 1
+                    judge(verdict, f"cycle {done}, seed {context.seed}")
+                    if server.stop() != 0:
+                        raise Broken(f"cycle {done}: a clean stop failed: {server.tail()}")
+                acked += loaded["acked"]
+                confirmed += loaded["confirmed"]
+                if loaded["acked"] == 0:
+                    raise Broken(f"cycle {done}: nothing was acknowledged, so nothing was tested")
+                if done % 25 == 0:
+                    print(f"  {done} cycles, {acked} acked, 0 lost", flush=True)
+    return (
+        f"{kind}: {cycles} power cuts, {acked} publishes acked and {confirmed} acks confirmed, 0 lost "
+        f"(a loss in fewer than {bound(cycles)} of cuts is not excluded); longest start {max(starts):.2f} s"
+    )
+
+
+def peer(context, kind="ext4"):
+    """nats-server with its defaults in the same lane loses: the lane can see loss."""
+    need_filesystem(kind)
+    context.programs.nats_server()
+    figures = {}
+    for name, sync in (("default", None), ("sync_interval: always", "always")):
+        with Filesystem(kind, "2G") as filesystem, tempfile.TemporaryDirectory() as outside:
+            outside = Path(outside)
+            ledger = Ledger(context.programs, outside / "ledger")
+            data, log = filesystem.mountpoint / "data", outside / "server.log"
+            with nats_server(context.programs, data, log, sync) as server:
+                server.wait_until_it_serves()
+                load = ledger.load(server, "--no-consumers")
+                context.sleep(2.0, 3.0)
+                filesystem.cut_power()
+                server.kill()
+                loaded = finish(load)
+            filesystem.restart()
+            with nats_server(context.programs, data, log, sync) as server:
+                server.wait_until_it_serves()
+                verdict = ledger.verify(server)
+            figures[name] = (verdict["lost"], loaded["acked"])
+    lost, acked = figures["default"]
+    if lost == 0:
+        raise Broken(f"nats-server lost nothing of {acked}: this lane cannot see loss")
+    return "nats-server: " + "; ".join(f"{name}: {lost} of {acked} acked lost" for name, (lost, acked) in figures.items())
+
+
+def failed_sync(context):
+    """The n-th fdatasync fails: no ack after it, the process ends, and after a power cut all acks hold."""
+    need_filesystem("ext4")
+    need_program("strace")
+    acked, runs = 0, 0
+    # Early ones fall into the first start; later ones into the load. Once, and from then on.
+    for when in ("20", "57", "57+", "300", "1000+"):
+        with Filesystem("ext4", "1G") as filesystem, tempfile.TemporaryDirectory() as outside:
+            outside = Path(outside)
+            ledger = Ledger(context.programs, outside / "ledger")
+            data, log, trace = filesystem.mountpoint / "data", outside / "server.log", outside / "trace"
+            inject = [
+                "strace", "-D", "-f", "-qq", "-o", trace, "-e", "trace=fdatasync", "-e",
+                f"inject=fdatasync:error=EIO:when={when}",
+            ]
+            with beamlog(context.programs, data, log, before=inject) as server:
+                server.wait_until_it_serves()
+                load = ledger.load(server)
+                code = server.wait(60)
+                if code is None:
+                    raise Broken(f"fdatasync {when} failed and the process goes on: {server.tail()}")
+                if code == 0:
+                    raise Broken(f"fdatasync {when} failed and the process ended as if nothing had happened")
+                loaded = finish(load)
+            if "(INJECTED)" not in trace.read_text():
+                raise RuntimeError(f"no fdatasync {when} was reached")
+            # What the failed sync did not bring to the medium is gone now, as it may be.
+            filesystem.cut_power()
+            filesystem.restart()
+            with beamlog(context.programs, data, log) as server:
+                server.wait_until_it_serves()
+                judge(ledger.verify(server), f"after the failure of fdatasync {when}")
+                server.stop()
+            acked += loaded["acked"]
+            runs += 1
+    return f"{runs} failed syncs, each ended the process; {acked} acked before them, 0 lost after a power cut"
+
+
+class Brim:
+    """A small tmpfs under the disk's image. When it is full, blocks that were never written cannot be
+    written any more: the loop device fails, as a dying disk does."""
+
+    def __init__(self, size):
+        self.path = Path(tempfile.mkdtemp(prefix="beamlog-faults-"))
+        run("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", self.path)
+        self.filler = self.path / "filler"
+
+    def fill(self):
+        block = bytes(1 << 20)
+        with open(self.filler, "ab", buffering=0) as file:
+            for size in (len(block), 4096):
+                try:
+                    while file.write(block[:size]) == size:
+                        pass
+                except OSError:
+                    pass
+
+    def empty(self):
+        self.filler.unlink()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        run("umount", self.path)
+        self.path.rmdir()
+
+
+def poisoned_cache(context):
+    """The disk refuses a write, the cache keeps it: a restart must believe the disk and not the cache (DR2)."""
+    need_filesystem("ext4")
+    poisoned = acked = 0
+    for attempt in range(max(3, context.cycles // 10)):
+        with Brim("700M") as brim, Filesystem("ext4", "2G", over=brim.path) as filesystem:
+            with tempfile.TemporaryDirectory() as outside:
+                outside = Path(outside)
+                ledger = Ledger(context.programs, outside / "ledger")
+                data, log = filesystem.mountpoint / "data", outside / "server.log"
+                with beamlog(context.programs, data, log) as server:
+                    server.wait_until_it_serves()
+                    load = ledger.load(server)
+                    context.sleep(0.3, 0.8)
+                    brim.fill()
+                    code = server.wait(60)
+                    if code in (None, 0):
+                        raise Broken(f"the disk failed and the process went on or ended with {code}: {server.tail()}")
+                    loaded = finish(load)
+                brim.empty()
+                # No remount: the cache lives on. Is there a difference to believe in?
+                for segment in sorted((data / "shard-0000").iterdir()):
+                    if segment.is_file() and segment.read_bytes() != read_past_cache(segment):
+                        poisoned += 1
+                with beamlog(context.programs, data, log) as server:
+                    server.wait_until_it_serves()
+                    judge(ledger.verify(server), f"restart over a poisoned cache, attempt {attempt}")
+                    # And what is promised from now on must survive a power cut.
+                    load = ledger.load(server)
+                    context.sleep(0.3, 0.5)
+                    filesystem.cut_power()
+                    server.kill()
+                    more = finish(load)
+                filesystem.restart()
+                with beamlog(context.programs, data, log) as server:
+                    server.wait_until_it_serves()
+                    judge(ledger.verify(server), f"power cut after a poisoned cache, attempt {attempt}")
+                    server.stop()
+                acked += loaded["acked"] + more["acked"]
+    if poisoned == 0:
+        raise Broken("the cache was never poisoned, so nothing was tested")
+    return f"{poisoned} poisoned files seen, {acked} acked, 0 lost"
+
+
+def killed_at_system_calls(context):
+    """SIGKILL at the n-th system call of a kind that changes the disk, for many n."""
+    need_program("strace")
+    calls = ("pwrite64", "fdatasync", "rename", "openat", "fallocate", "ftruncate", "unlink", "fsync")
+    chooser = random.Random(context.seed)
+    kills = acked = 0
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        folder = Path(folder)
+        ledger = Ledger(context.programs, folder / "ledger")
+        data, log = folder / "data", folder / "server.log"
+        for cycle in range(context.cycles):
+            call = calls[cycle % len(calls)]
+            # The start has some dozens of them, the load thousands.
+            when = chooser.randint(1, 40) if cycle % 3 else chooser.randint(40, 1500)
+            inject = ["strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e",
+                      f"inject={call}:signal=SIGKILL:when={when}"]
+            with beamlog(context.programs, data, log, before=inject, arguments=["--segment-bytes", "16MiB"]) as server:
+                try:
+                    server.wait_until_it_serves()
+                except RuntimeError as error:
+                    if server.process.poll() != -9:
+                        raise Broken(f"SIGKILL at {call} {when}: {error}") from error
+                else:
+                    load = ledger.load(server, "--seconds", "1.5", "--messages", "4000")
+                    acked += finish(load)["acked"]
+                kills += server.process.poll() == -9
+            with beamlog(context.programs, data, log) as server:
+                server.wait_until_it_serves()
+                judge(ledger.verify(server), f"SIGKILL at {call} {when}, cycle {cycle}, seed {context.seed}")
+                server.stop()
+    if kills == 0:
+        raise Broken("no process was killed, so nothing was tested")
+    return f"{kills} kills at system calls in {context.cycles} cycles, {acked} acked, 0 lost"
+
+
+def full_disk(context):
+    """The disk fills up: publishes are refused and nothing else; space returns and service with it (DR16)."""
+    need_filesystem("ext4")
+    with Filesystem("ext4", "400M") as filesystem, tempfile.TemporaryDirectory() as outside:
+        outside = Path(outside)
+        ledger = Ledger(context.programs, outside / "ledger", message_bytes=4096)
+        data, log = filesystem.mountpoint / "data", outside / "server.log"
+        with beamlog(context.programs, data, log, arguments=["--segment-bytes", "16MiB"]) as server:
+            server.wait_until_it_serves()
+            filler = filesystem.mountpoint / "filler"
+            free = os.statvfs(filesystem.mountpoint)
+            run("fallocate", "-l", free.f_bavail * free.f_frsize // 2, filler)
+            load = ledger.load(server, "--no-consumers")
+            # Publishers go on until they are refused; a few seconds of refusals are enough.
+            until = time.monotonic() + 60
+            while time.monotonic() < until:
+                free = os.statvfs(filesystem.mountpoint)
+                if free.f_bavail * free.f_frsize < 16 << 20:
+                    break
+                time.sleep(0.1)
+            time.sleep(2)
+            if server.process.poll() is not None:
+                raise Broken(f"the process ended with {server.process.poll()} on a full disk: {server.tail()}")
+            judge_now = ledger.verify
+            load.terminate()
+            load.wait()
+            judge(judge_now(server), "reading on a full disk")
+            filler.unlink()
+            again = finish(ledger.load(server, "--no-consumers", "--seconds", "3"))
+            if again["acked"] == 0:
+                raise Broken(f"there is space again and nothing is stored: {server.tail()}")
+            judge(ledger.verify(server), "after space returned")
+            server.stop()
+    return f"full disk: refused, read and served on; {again['acked']} acked after space returned"
+
+
+def ack_after_sync(context):
+    """The system calls of a loaded server prove, ack by ack, that its message was written and synced before."""
+    need_program("strace")
+    traced = context.programs.ours("beamlog-trace")
+    done = subprocess.run(
+        [traced, "--beamlog", context.programs.ours("beamlog"), "--acks", "10000"], capture_output=True, text=True, timeout=600
+    )
+    last = (done.stdout.strip() or done.stderr.strip()).splitlines()[-1]
+    if done.returncode != 0:
+        raise Broken(last)
+    return re.sub(r"\s+", " ", last)
+
+
+LANES = {
+    "power-cut": power_cut,
+    "peer": peer,
+    "failed-sync": failed_sync,
+    "poisoned-cache": poisoned_cache,
+    "system-calls": killed_at_system_calls,
+    "full-disk": full_disk,
+    "ack-after-sync": ack_after_sync,
+    "power-cut-xfs": lambda context: power_cut(context, "xfs"),
+}
+# XFS needs xfsprogs, which few machines have: asked for by name, it fails where they are missing.
+DEFAULT = [name for name in LANES if name != "power-cut-xfs"]
