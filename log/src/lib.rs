@@ -12,6 +12,7 @@ mod files;
 mod format;
 mod ids;
 mod index;
+pub mod inspect;
 mod journal;
 mod log;
 mod maintain;

@@ -214,6 +214,7 @@ impl Log {
     const fn frame_header(&self, segment: SegmentId, records: u32, flags: u8, index: Index) -> FrameHeader {
         FrameHeader {
             flags,
+            zero_pieces: 0,
             shard: self.shard,
             records,
             segment,

@@ -41,6 +41,18 @@ pub(crate) struct Image {
     pub(crate) file_bytes: u64,
 }
 
+impl Image {
+    /// The bytes from the first frame to `end`, which may lie in the zeros that are not kept.
+    pub(crate) fn frames_to(&mut self, end: u64) -> &[u8] {
+        let from = usize::try_from(FRAMES_AT).expect("a few thousand");
+        let end = usize::try_from(end).expect("a place in an image that is in memory").max(from);
+        if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
+        }
+        &self.bytes[from..end]
+    }
+}
+
 /// Reads a file whole, past the page cache if asked to.
 pub(crate) fn read_image(file: &dyn DiskFile, past_cache: bool) -> std::io::Result<Image> {
     let file_bytes = file.len()?;
@@ -414,13 +426,8 @@ impl Newest {
     }
 
     /// Goes on with this segment: as it is after a clean stop, in a new generation otherwise.
-    fn into_open(self, files: &Files, report: &mut RecoveryReport) -> Result<OpenSegment, OpenError> {
-        let end = usize::try_from(self.scan.end).expect("a place in an image that is in memory");
-        let mut image = self.image.bytes;
-        image.resize(end.max(image.len()), 0);
-        let frames_at = usize::try_from(FRAMES_AT).expect("a few thousand");
-        let (frames, _) = image.split_at(end);
-        let frames = &frames[frames_at..];
+    fn into_open(mut self, files: &Files, report: &mut RecoveryReport) -> Result<OpenSegment, OpenError> {
+        let frames = self.image.frames_to(self.scan.end);
         let clean = match report.tail {
             Tail::Clean | Tail::Fenced => true,
             // A log in which nothing was ever written is what it was when it was installed.
@@ -440,7 +447,7 @@ impl Newest {
             let header = SegmentHeader { generation: self.header.generation + 1, ..self.header };
             let mut new = NewFile::create(files, "tail.tmp")?;
             let mut front = header.encode();
-            front.resize(frames_at, 0);
+            front.resize(usize::try_from(FRAMES_AT).expect("a few thousand"), 0);
             new.append(files, &front)?;
             new.append(files, frames)?;
             new.preallocate(files, header.preallocated)?;
@@ -681,7 +688,7 @@ impl Log {
                 .open(&self.files.path(&name), mode)
                 .map_err(|source| self.files.failed("opening", &name, source))
         };
-        let Ok(image) = read_image(&*open(OpenMode::Read)?, true) else { return Ok(None) };
+        let Ok(mut image) = read_image(&*open(OpenMode::Read)?, true) else { return Ok(None) };
         let mut index = MemoryIndex::default();
         let scan =
             tail::scan(&image.bytes, header, &mut |_, offset, body| index_frame(&mut index, offset, body));
@@ -691,8 +698,6 @@ impl Log {
         if !whole {
             return Ok(None);
         }
-        let end = usize::try_from(scan.end).expect("a place in an image that is in memory");
-        let frames_at = usize::try_from(FRAMES_AT).expect("a few thousand");
         let footer = Footer {
             segment: key.segment,
             last_index: scan.order.last_index,
@@ -701,7 +706,7 @@ impl Log {
             frames: scan.frames,
             shard: self.shard,
             records: scan.records,
-            content_hash: ContentHash::of(&image.bytes[frames_at.min(end)..end]),
+            content_hash: ContentHash::of(image.frames_to(scan.end)),
         };
         let bytes = write_footer(&self.files, &*open(OpenMode::ReadWrite)?, key, &footer, scan.end)?;
         let index = self.write_side_file(key, &footer, index);
@@ -754,16 +759,13 @@ impl Log {
         let scan = tail::scan(&image.bytes, &header, &mut |_, offset, body| {
             index_frame_once(&mut index, &mut last, offset, body);
         });
-        let frames_at = usize::try_from(FRAMES_AT).expect("a few thousand");
-        let stored = usize::try_from(scan.end).unwrap_or(usize::MAX).max(frames_at);
-        image.bytes.resize(stored.max(image.bytes.len()), 0);
         damage = damage.or_else(|| scan.gaps.first().cloned()).or(match footer {
             None => Some(lost(DamageReason::Checksum, end)),
             Some(footer)
                 if scan.end != end
                     || scan.frames != footer.frames
                     || scan.records != footer.records
-                    || ContentHash::of(&image.bytes[frames_at..stored]) != footer.content_hash =>
+                    || ContentHash::of(image.frames_to(scan.end)) != footer.content_hash =>
             {
                 Some(lost(DamageReason::Checksum, scan.end))
             }

@@ -48,7 +48,7 @@ impl Iterator for Replay<'_> {
 }
 
 impl Log {
-    /// The records after `after`. What lies before the newest segment's snapshot is not given again.
+    /// The records after `after`. A frame of nothing but the log's own records gives none. What lies before the newest segment's snapshot is not given again.
     /// Ends with the first damage.
     pub fn replay(&mut self, after: Index) -> Replay<'_> {
         let cursor = self.replay_from(after);

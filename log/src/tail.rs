@@ -7,8 +7,8 @@ use crate::{
     Damage, DamageReason, Index, SegmentId, ShardId,
     format::{
         frame::{
-            COMPACTED, FRAME_HEADER_BYTES, FRAME_MAGIC, FrameHeader, HeaderFault, SEAL, SECTOR_BYTES,
-            ZERO_SECTORS, shows_zeros,
+            COMPACTED, ENDS_IN_ZERO, FRAME_HEADER_BYTES, FRAME_MAGIC, FrameHeader, HeaderFault, SEAL,
+            SECTOR_BYTES, ends_in_zero, zero_pieces,
         },
         record::Records,
         segment::{FRAMES_AT, SegmentHeader},
@@ -108,9 +108,7 @@ fn pad(bytes: &[u8], len: usize) -> Vec<u8> {
     padded
 }
 
-/// The body of the frame that begins these bytes, with the zeros that the image may lack: no more than
-/// a sector of them can belong to a whole frame that does not say that it has zero sectors, and a frame
-/// that says so is as long as it says, within the limit of a frame.
+/// The body of the frame that begins these bytes, with the zeros that the image may lack.
 fn body_of<'a>(bytes: &'a [u8], header: &FrameHeader) -> std::borrow::Cow<'a, [u8]> {
     let len = usize::try_from(header.body_bytes).unwrap_or(usize::MAX);
     let stored = bytes.get(FRAME_HEADER_BYTES..).unwrap_or_default();
@@ -244,7 +242,8 @@ fn classify(image: &[u8], offset: usize, at: At, order: &Order) -> End {
                 .ok()
                 .and_then(|len| rest.get(len..))
                 .is_none_or(|behind| behind.iter().all(|byte| *byte == 0));
-            let never_written = !header.has(ZERO_SECTORS) && shows_zeros(&body, body_at);
+            let never_written = (ends_in_zero(&body) && !header.has(ENDS_IN_ZERO))
+                || zero_pieces(&body, body_at) > header.zero_pieces;
             if nothing_behind && (never_written || !whole) { End::Torn } else { End::Suspect }
         }
         At::Garbage => {

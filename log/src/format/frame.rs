@@ -18,13 +18,15 @@ const HEADER_CHECKED: usize = 60;
 pub(crate) const SNAPSHOT: u8 = 1;
 pub(crate) const SNAPSHOT_END: u8 = 2;
 pub(crate) const SEAL: u8 = 4;
-pub(crate) const ZERO_SECTORS: u8 = 8;
+pub(crate) const ENDS_IN_ZERO: u8 = 8;
 pub(crate) const COMPACTED: u8 = 16;
 
 /// A frame's header, decoded; the checksums are not part of what a writer chooses.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct FrameHeader {
     pub(crate) flags: u8,
+    /// Pieces of the body, cut at the sectors of the file, that are all zeros.
+    pub(crate) zero_pieces: u16,
     pub(crate) shard: ShardId,
     pub(crate) records: u32,
     pub(crate) segment: SegmentId,
@@ -71,9 +73,10 @@ impl FrameHeader {
             fields.u32()?;
             let version = fields.u8()?;
             let flags = fields.u8()?;
-            fields.u16()?;
+            let zero_pieces = fields.u16()?;
             let header = Self {
                 flags,
+                zero_pieces,
                 shard: ShardId(fields.u32()?),
                 records: fields.u32()?,
                 segment: SegmentId(fields.u64()?),
@@ -104,22 +107,19 @@ impl FrameHeader {
 }
 
 /// Fills in the header of `frame`, which is [`FRAME_HEADER_BYTES`] of room and then the body, and which
-/// will stand at `offset`. `header.checksum`, `body_bytes` and the zero sectors flag are decided here.
+/// will stand at `offset`. Checksums, `body_bytes` and what is said of zeros are decided here.
 /// Returns the frame's checksum.
 pub(crate) fn finish(frame: &mut [u8], offset: u64, header: &FrameHeader) -> u32 {
     let (room, body) =
         frame.split_first_chunk_mut::<FRAME_HEADER_BYTES>().expect("a frame has room for its header");
     let mut out = Vec::with_capacity(FRAME_HEADER_BYTES);
-    let flags = if shows_zeros(body, offset.saturating_add(FRAME_HEADER_BYTES as u64)) {
-        header.flags | ZERO_SECTORS
-    } else {
-        header.flags
-    };
+    let flags = if ends_in_zero(body) { header.flags | ENDS_IN_ZERO } else { header.flags };
+    let zero_pieces = zero_pieces(body, offset.saturating_add(FRAME_HEADER_BYTES as u64));
     Filler::new(&mut out)
         .bytes(&FRAME_MAGIC)
         .u8(VERSION)
         .u8(flags)
-        .u16(0)
+        .u16(zero_pieces)
         .u32(header.shard.0)
         .u32(header.records)
         .u64(header.segment.0)
@@ -139,17 +139,19 @@ pub(crate) fn finish(frame: &mut [u8], offset: u64, header: &FrameHeader) -> u32
     checksum
 }
 
-/// Whether a body that stands at `offset` looks, in part, as if it had never been written: it ends in a
-/// zero, or one of the pieces into which the multiples of [`SECTOR_BYTES`] of the file cut it is all zeros.
-pub(crate) fn shows_zeros(body: &[u8], offset: u64) -> bool {
-    body.last() == Some(&0) || has_zero_piece(body, offset)
+/// Whether a body ends in a zero, as one does whose end was never written.
+pub(crate) fn ends_in_zero(body: &[u8]) -> bool {
+    body.last() == Some(&0)
 }
 
-fn has_zero_piece(bytes: &[u8], offset: u64) -> bool {
+/// How many of the pieces, into which the multiples of [`SECTOR_BYTES`] of the file cut a body that stands at
+/// `offset`, are all zeros. A body of which sectors were never written has more than its header says.
+pub(crate) fn zero_pieces(body: &[u8], offset: u64) -> u16 {
     let past = usize::try_from(offset.rem_euclid(SECTOR_BYTES as u64)).expect("less than a sector");
-    let first = SECTOR_BYTES.saturating_sub(past).min(bytes.len());
-    let (head, rest) = bytes.split_at(first);
-    is_zero(head) || rest.chunks(SECTOR_BYTES).any(is_zero)
+    let first = SECTOR_BYTES.saturating_sub(past).min(body.len());
+    let (head, rest) = body.split_at(first);
+    let count = rest.chunks(SECTOR_BYTES).filter(|piece| is_zero(piece)).count();
+    u16::try_from(count.saturating_add(usize::from(is_zero(head)))).unwrap_or(u16::MAX)
 }
 
 /// Whether there are bytes and all are zero.
@@ -166,6 +168,7 @@ mod tests {
     fn header() -> FrameHeader {
         FrameHeader {
             flags: 0,
+            zero_pieces: 0,
             shard: ShardId(7),
             records: 1,
             segment: SegmentId(3),
@@ -216,11 +219,12 @@ mod tests {
     #[test]
     fn zero_pieces_are_cut_at_sectors_of_the_file() {
         let mut body = vec![1; 2000];
-        assert!(!has_zero_piece(&body, 100));
+        assert_eq!(zero_pieces(&body, 100), 0);
         body[412..412 + 512].fill(0);
-        assert!(has_zero_piece(&body, 100));
-        assert!(!has_zero_piece(&body, 101));
-        assert!(!has_zero_piece(&[], 5));
-        assert!(has_zero_piece(&[1, 0], 511));
+        assert_eq!(zero_pieces(&body, 100), 1);
+        assert_eq!(zero_pieces(&body, 101), 0);
+        assert_eq!(zero_pieces(&[], 5), 0);
+        assert_eq!(zero_pieces(&[1, 0], 511), 1);
+        assert_eq!(zero_pieces(&[0; 1024], 512), 2);
     }
 }

@@ -2,6 +2,10 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod checkpoint;
+mod crash;
 mod directory;
 mod envelope;
+mod io_errors;
 mod life;
+mod model;
+mod world;
