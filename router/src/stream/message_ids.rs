@@ -109,13 +109,6 @@ impl MessageIds {
     pub(crate) fn oldest(&self) -> Option<Timestamp> {
         self.seen.front().map(|seen| seen.at)
     }
-
-    /// Calls `each` for every id in the order in which they came.
-    pub(crate) fn for_each(&self, each: &mut dyn FnMut(&[u8], Known, Timestamp)) {
-        for seen in &self.seen {
-            each(&seen.id, Known { sequence: seen.sequence, content: seen.content }, seen.at);
-        }
-    }
 }
 
 #[cfg(test)]
