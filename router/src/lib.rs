@@ -16,7 +16,10 @@ pub mod timestamp;
 pub mod wire;
 
 // The words of the log that a user of the router needs.
-pub use beamlog_log::{Damage, DamageReason, Message, SegmentId, Sequence, StreamId, Timestamp};
+pub use beamlog_log::{
+    Damage, DamageReason, Disk, LogOptions, Message, RecoveryReport, SegmentId, Sequence, StdDisk, StreamId,
+    Timestamp,
+};
 pub use driver::command::{Acknowledgement, FlowControlReply, Full, Pull, StreamPublish};
 pub use driver::open::OpenError;
 pub use router::{

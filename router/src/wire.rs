@@ -36,6 +36,8 @@ pub enum DeliveryStatus {
     MessageSizeExceedsMaxBytes { messages: u32, bytes: u64 },
     /// 409, after as many bytes or messages as asked.
     BatchCompleted { messages: u32, bytes: u64 },
+    /// 503, to a pull: there is no such consumer.
+    NoConsumer { stream: String, consumer: String },
     /// 409
     ConsumerDeleted,
     /// 409

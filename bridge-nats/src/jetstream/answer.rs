@@ -27,6 +27,8 @@ pub struct Form {
     pub(super) kind: Kind,
     /// The client wants the payload of a message without its headers.
     pub(super) no_headers: bool,
+    /// A direct get of the last message of each subject, whose "nothing" has a text of its own.
+    pub(super) of_each: bool,
 }
 
 /// The documents of the API, and the one way that is none.
@@ -207,7 +209,8 @@ pub(super) fn spell(form: Form, answer: &Answer, around: &Around<'_>) -> Reply {
         Response::Stream { info, created } => {
             let asked = kind == Kind::StreamInfo;
             if asked {
-                write_page(info.subjects.as_ref(), object);
+                // A page without subjects is none.
+                write_page(info.subjects.as_ref().filter(|page| page.total > 0), object);
             }
             stream_config::write_info(info, true, asked.then_some(around.server_name), object);
             // nats-server says so whenever a create succeeds, the stream being new or not.
@@ -311,7 +314,7 @@ pub(super) fn raw(form: Form, stream: &str, answer: &Answer, send: &mut dyn FnMu
     let mut status = |code, text: &str| send(&Builder::status(code, text).finish(), b"");
     match answer {
         Ok(Response::Message(message)) => send_message(form, stream, message, None, send),
-        Ok(Response::Batch { messages, .. }) if messages.is_empty() => status(404, "No Results"),
+        Err(ApiError::NoMessage) if form.of_each => status(404, "No Results"),
         Ok(Response::Batch { messages, pending, last_sequence, up_to }) => {
             let mut last = Sequence(0);
             for (at, message) in messages.iter().enumerate() {
@@ -389,7 +392,7 @@ mod tests {
     const AROUND: Around<'_> = Around { server_name: "n1", now: Timestamp(5), requests: 7, errors: 2 };
 
     fn document(kind: Kind, answer: Answer) -> Value {
-        let reply = spell(Form { kind, no_headers: false }, &answer, &AROUND);
+        let reply = spell(Form { kind, no_headers: false, of_each: false }, &answer, &AROUND);
         assert!(reply.headers.is_empty());
         serde_json::from_str(&reply.payload).unwrap()
     }
@@ -425,7 +428,7 @@ mod tests {
         messages
     }
 
-    const DIRECT: Form = Form { kind: Kind::Direct, no_headers: false };
+    const DIRECT: Form = Form { kind: Kind::Direct, no_headers: false, of_each: false };
 
     #[test]
     fn errors_keep_the_members_that_clients_read_in_any_case() {

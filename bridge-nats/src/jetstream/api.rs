@@ -51,7 +51,8 @@ impl std::fmt::Debug for Api {
 impl Api {
     /// `server_name` is told as the leader of every stream.
     #[must_use]
-    pub fn new(router: Router, interest: Arc<Interest>, server_name: String) -> Self {
+    pub fn new(router: Router, server_name: String) -> Self {
+        let interest = Arc::clone(router.interest());
         let shared = Shared { interest, server_name, requests: AtomicU64::new(0), errors: AtomicU64::new(0) };
         Self { router, shared: Arc::new(shared) }
     }
@@ -147,13 +148,25 @@ impl Shared {
             requests: self.requests.load(Ordering::Relaxed),
             errors: self.errors.load(Ordering::Relaxed),
         };
-        self.answer(to, &answer::spell(form, answer, &around));
+        let reply = answer::spell(form, answer, &around);
+        // nats-server counts a message that was read as no request of the API.
+        if form.kind != Kind::MessageGet || reply.is_error {
+            self.count(reply.is_error);
+        }
+        self.send(&mut RouteCache::new(), to, &reply.headers, reply.payload.as_bytes());
+    }
+
+    fn count(&self, is_error: bool) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        if is_error {
+            self.errors.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     fn answer(&self, to: &[u8], reply: &Reply) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
-        if reply.is_error {
-            self.errors.fetch_add(1, Ordering::Relaxed);
+        // Statuses answer pulls and direct gets, which are not counted either.
+        if reply.headers.is_empty() {
+            self.count(reply.is_error);
         }
         self.send(&mut RouteCache::new(), to, &reply.headers, reply.payload.as_bytes());
     }

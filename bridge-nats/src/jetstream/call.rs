@@ -86,7 +86,7 @@ fn api(tokens: &[&str], headers: &[u8], payload: &[u8]) -> Call {
     }
     match outcome {
         Ok(wanted) => {
-            let form = Form { kind, no_headers: wanted.no_headers };
+            let form = Form { kind, no_headers: wanted.no_headers, of_each: false };
             Call::Engine { request: Box::new(wanted.request), form }
         }
         Err(error) => refuse(kind, error),
@@ -502,7 +502,7 @@ fn direct(stream: &str, subject: &[&str], headers: &[u8], payload: &[u8]) -> Cal
         if key.is_empty() || other || get.up_to != 0 || get.up_to_time.is_some() {
             return status(408, "Bad Request");
         }
-        let form = Form { kind: Kind::Direct, no_headers: get.no_headers };
+        let form = Form { kind: Kind::Direct, no_headers: get.no_headers, of_each: false };
         let selector = MessageSelector::LastOn(key);
         return Call::Engine {
             request: Box::new(Request::DirectGet { stream: stream.to_owned(), selector }),
@@ -522,7 +522,7 @@ fn direct(stream: &str, subject: &[&str], headers: &[u8], payload: &[u8]) -> Cal
     {
         return status(408, "Bad Request");
     }
-    let form = Form { kind: Kind::Direct, no_headers: get.no_headers };
+    let form = Form { kind: Kind::Direct, no_headers: get.no_headers, of_each: multiple };
     let batch = u32::try_from(get.batch).unwrap_or(0);
     let max_bytes = u64::try_from(get.max_bytes).ok().filter(|&bytes| bytes > 0);
     let stream = stream.to_owned();

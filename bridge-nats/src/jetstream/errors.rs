@@ -93,6 +93,9 @@ impl From<&PublishRefusal> for ErrorBody {
             }
             PublishRefusal::TtlDisabled => (400, 10166),
             PublishRefusal::TtlInvalid => (400, 10165),
+            PublishRefusal::AtomicBatchDisabled => (400, 10174),
+            PublishRefusal::CountersDisabled => (400, 10168),
+            PublishRefusal::SchedulesDisabled => (400, 10188),
             PublishRefusal::MessageIdReused { .. } => (409, MESSAGE_ID_REUSED),
             PublishRefusal::HeadersMalformed => return Self::bad_request(),
             PublishRefusal::InsufficientStorage => {
@@ -219,6 +222,9 @@ mod tests {
             PublishRefusal::RollupInvalid { value: "{value}".to_owned() },
             PublishRefusal::TtlDisabled,
             PublishRefusal::TtlInvalid,
+            PublishRefusal::AtomicBatchDisabled,
+            PublishRefusal::CountersDisabled,
+            PublishRefusal::SchedulesDisabled,
             PublishRefusal::MessageIdReused { stored: Sequence(0) },
             PublishRefusal::InsufficientStorage,
             PublishRefusal::LogFailed,

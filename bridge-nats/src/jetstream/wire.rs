@@ -162,6 +162,9 @@ impl Wire for NatsWire {
             DeliveryStatus::BatchCompleted { messages, bytes } => {
                 short_of("Batch Completed", 409, *messages, *bytes)
             }
+            // As if nobody listened there, which is what nats-server's clients are told.
+            DeliveryStatus::NoConsumer { stream, consumer } => Builder::status(503, "")
+                .header("Nats-Subject", format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}")),
             DeliveryStatus::ConsumerDeleted => Builder::status(409, "Consumer Deleted"),
             DeliveryStatus::ConsumerIsPushBased => Builder::status(409, "Consumer is push based"),
             DeliveryStatus::ServerShutdown => Builder::status(409, "Server Shutdown"),
@@ -352,6 +355,10 @@ mod tests {
             (
                 DeliveryStatus::MessageSizeExceedsMaxBytes { messages: 1, bytes: 2 },
                 "NATS/1.0 409 Message Size Exceeds MaxBytes\r\nNats-Pending-Messages: 1\r\nNats-Pending-Bytes: 2\r\n\r\n",
+            ),
+            (
+                DeliveryStatus::NoConsumer { stream: "S".to_owned(), consumer: "c".to_owned() },
+                "NATS/1.0 503\r\nNats-Subject: $JS.API.CONSUMER.MSG.NEXT.S.c\r\n\r\n",
             ),
             (DeliveryStatus::ConsumerDeleted, "NATS/1.0 409 Consumer Deleted\r\n\r\n"),
             (DeliveryStatus::ConsumerIsPushBased, "NATS/1.0 409 Consumer is push based\r\n\r\n"),

@@ -35,6 +35,12 @@ pub enum PublishRefusal {
     TtlDisabled, // 10166
     #[error("invalid per-message TTL")]
     TtlInvalid, // 10165
+    #[error("atomic publish is disabled")]
+    AtomicBatchDisabled, // 10174
+    #[error("message counters is disabled")]
+    CountersDisabled, // 10168
+    #[error("message schedules is disabled")]
+    SchedulesDisabled, // 10188
     /// The same id inside the window with other bytes (DR19): somebody would lose a message silently.
     #[error("message id was already used for another message, stored at sequence {stored}")]
     MessageIdReused { stored: Sequence }, // ours

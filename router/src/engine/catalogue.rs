@@ -257,6 +257,8 @@ impl Engine {
 /// The part of a list from `offset` on.
 pub(super) fn page<T>(items: Vec<T>, offset: usize, limit: usize) -> Page<T> {
     let total = items.len();
+    // A page behind the end begins at the end, as nats-server says it.
+    let offset = offset.min(total);
     let items = items.into_iter().skip(offset).take(limit).collect();
     Page { total, offset, limit, items }
 }

@@ -15,7 +15,7 @@ use crate::engine::record::Record;
 use crate::engine::{Engine, Output, RowKey, Turn};
 use crate::stream::state::{ConsumerNames, Slot, Stream};
 use crate::stream::{Retention, StreamView};
-use crate::wire::Advisory;
+use crate::wire::{Advisory, DeliveryStatus};
 
 const NAMES_PER_PAGE: usize = 1024;
 const CONSUMERS_PER_PAGE: usize = 256;
@@ -403,8 +403,12 @@ impl Engine {
 
     pub(super) fn pull(&mut self, turn: &mut Turn<'_>, pull: Pull) {
         let Pull { stream, consumer, request, reply } = pull;
-        // nats-server has no subscription for it either: the client gets no responders or its timeout.
-        let Ok((id, consumer)) = self.find_consumer(&stream, &consumer) else { return };
+        let Ok((id, consumer)) = self.find_consumer(&stream, &consumer) else {
+            let names = Arc::new(ConsumerNames { stream: stream.clone(), consumer: consumer.clone() });
+            let status = DeliveryStatus::NoConsumer { stream, consumer };
+            self.outputs.push_back(Output::Status { names, to: reply, token: None, status });
+            return;
+        };
         self.with_consumer(turn, id, consumer, |consumer, now, _, out| {
             consumer.pull(now, reply, request, out);
         });

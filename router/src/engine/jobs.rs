@@ -131,7 +131,7 @@ impl Engine {
             return Err(ApiError::MessageDeleteFailed("message delete not permitted".into()));
         }
         if !stream.body.lives(sequence) {
-            return Err(ApiError::SequenceNotFound(sequence));
+            return Err(ApiError::MessageDeleteFailed("no message found".into()));
         }
         stream.remove(turn.journal, sequence);
         let id = stream.body.id;

@@ -78,6 +78,9 @@ impl Engine {
                     | PublishRefusal::RollupNotPermitted
                     | PublishRefusal::RollupInvalid { .. }
                     | PublishRefusal::TtlDisabled
+                    | PublishRefusal::AtomicBatchDisabled
+                    | PublishRefusal::CountersDisabled
+                    | PublishRefusal::SchedulesDisabled
                     | PublishRefusal::TtlInvalid
                     | PublishRefusal::HeadersMalformed
                     | PublishRefusal::InsufficientStorage

@@ -14,6 +14,16 @@ pub(crate) struct PublishHeaders<'a> {
     pub(crate) expected_last_id: Option<&'a [u8]>,
     pub(crate) rollup: Option<&'a [u8]>,
     pub(crate) ttl: Option<&'a [u8]>,
+    pub(crate) unsupported: Option<Unsupported>,
+}
+
+/// What a publish asks of its stream that no stream here can be configured for. Storing it as a plain
+/// message would do something else than was asked.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Unsupported {
+    AtomicBatch,
+    Counter,
+    Schedule,
 }
 
 /// How long a message lives, by its own header.
@@ -48,6 +58,9 @@ impl<'a> PublishHeaders<'a> {
                 b"Expected-Last-Msg-Id" => first(&mut headers.expected_last_id, value),
                 b"Rollup" => first(&mut headers.rollup, value),
                 b"TTL" => first(&mut headers.ttl, value),
+                b"Batch-Id" => first(&mut headers.unsupported, Unsupported::AtomicBatch),
+                b"Incr" => first(&mut headers.unsupported, Unsupported::Counter),
+                b"Schedule" => first(&mut headers.unsupported, Unsupported::Schedule),
                 _ => {}
             }
         }

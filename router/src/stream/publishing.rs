@@ -8,7 +8,7 @@ use beamlog_log::{Journal, Read, Sequence, Timestamp};
 use crate::api::error::PublishRefusal;
 use crate::stream::body::{StreamBody, stored_bytes};
 use crate::stream::message_ids::{self, IDS_MAX};
-use crate::stream::publish_headers::{InvalidTtl, PublishHeaders, TimeToLive};
+use crate::stream::publish_headers::{InvalidTtl, PublishHeaders, TimeToLive, Unsupported};
 use crate::stream::subjects::SubjectHash;
 use crate::stream::{Discard, transform};
 use crate::{headers, subject};
@@ -94,6 +94,12 @@ impl StreamBody {
     ) -> Result<Option<Sequence>, PublishRefusal> {
         if headers.expected_stream.is_some_and(|expected| expected != self.config.name.as_bytes()) {
             return Err(PublishRefusal::WrongStream);
+        }
+        match headers.unsupported {
+            None => {}
+            Some(Unsupported::AtomicBatch) => return Err(PublishRefusal::AtomicBatchDisabled),
+            Some(Unsupported::Counter) => return Err(PublishRefusal::CountersDisabled),
+            Some(Unsupported::Schedule) => return Err(PublishRefusal::SchedulesDisabled),
         }
         match headers.time_to_live() {
             Err(InvalidTtl) => return Err(PublishRefusal::TtlInvalid),
