@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use beamlog_router::api::request::{Answer, Request};
 use beamlog_router::headers::Builder;
 use beamlog_router::interest::{Envelope, Interest, RouteCache};
-use beamlog_router::{Full, Router, StreamPublish, Timestamp};
+use beamlog_router::{Full, Health, Router, StreamPublish, Timestamp};
 use bytes::Bytes;
 
 use super::answer::{self, Around, Form, Kind, Raw, Reply};
@@ -99,8 +99,12 @@ impl JetStream for Api {
         self.router.offer_publish(publish)
     }
 
-    fn when_ready(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        Box::pin(self.router.when_ready().into_future())
+    fn when_ready(&self) -> Pin<Box<dyn Future<Output = bool> + Send>> {
+        let router = self.router.clone();
+        Box::pin(async move {
+            router.when_ready().await;
+            router.health() != Health::Closed
+        })
     }
 }
 

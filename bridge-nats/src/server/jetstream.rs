@@ -19,6 +19,6 @@ pub trait JetStream: Send + Sync {
     #[expect(clippy::result_large_err, reason = "refused work is given back")]
     fn offer(&self, publish: StreamPublish) -> Result<(), Full<StreamPublish>>;
 
-    /// Resolves when there may be room again.
-    fn when_ready(&self) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+    /// Resolves to true when there may be room again, to false when there never will be.
+    fn when_ready(&self) -> Pin<Box<dyn Future<Output = bool> + Send>>;
 }

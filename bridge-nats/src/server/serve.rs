@@ -226,7 +226,11 @@ async fn read_all(context: &Arc<Context>, connection: &Arc<Connection>, mut sour
                     }
                     break missing;
                 }
-                Progress::Blocked(blocked) => wait_for_room(context, blocked).await,
+                Progress::Blocked(blocked) => {
+                    if !wait_for_room(context, blocked).await {
+                        return CloseReason::ServerShutdown;
+                    }
+                }
                 Progress::Close(violation) => return CloseReason::Violation(violation),
             }
         };
@@ -254,18 +258,19 @@ async fn read_all(context: &Arc<Context>, connection: &Arc<Connection>, mut sour
     }
 }
 
-/// The router takes no more now: this client is not read until it does.
-async fn wait_for_room(context: &Context, blocked: Blocked) {
-    let Some(jetstream) = &context.jetstream else { return };
+/// The router takes no more now: this client is not read until it does. `false` when it never will.
+async fn wait_for_room(context: &Context, blocked: Blocked) -> bool {
+    let Some(jetstream) = &context.jetstream else { return false };
     let mut held = match blocked {
+        // It is read again from the same bytes.
         Blocked::Api => return jetstream.when_ready().await,
         Blocked::Publish(publish) => publish,
     };
-    loop {
-        jetstream.when_ready().await;
+    while jetstream.when_ready().await {
         match jetstream.offer(held) {
-            Ok(()) => return,
+            Ok(()) => return true,
             Err(full) => held = full.0,
         }
     }
+    false
 }

@@ -190,6 +190,13 @@ impl Interpreter {
     }
 
     fn publish(&mut self, publish: &Publish<'_>) -> Option<Blocked> {
+        let envelope = Envelope {
+            subject: publish.subject,
+            reply: publish.reply,
+            headers: publish.headers,
+            payload: publish.payload,
+            origin: self.connection.id,
+        };
         if publish.subject.first() == Some(&b'$')
             && let Some(jetstream) = &self.context.jetstream
             && is_api_subject(publish.subject)
@@ -201,24 +208,20 @@ impl Interpreter {
                 payload: publish.payload,
                 no_responders: self.options.no_responders,
             };
-            match jetstream.handle(&request) {
-                Handled::Done => self.accept(publish),
-                Handled::Full => return Some(Blocked::Api),
-                Handled::NoResponders => {
-                    self.accept(publish);
-                    self.no_responders(publish);
-                }
+            let handled = jetstream.handle(&request);
+            if handled == Handled::Full {
+                return Some(Blocked::Api);
+            }
+            self.accept(publish);
+            // Requests can be listened to; acks are too many to look for listeners each time.
+            let heard = publish.subject.starts_with(b"$JS.API.")
+                && self.context.interest.route(&mut self.cache, publish.subject, &envelope).receivers > 0;
+            if handled == Handled::NoResponders && !heard {
+                self.no_responders(publish);
             }
             return None;
         }
         self.accept(publish);
-        let envelope = Envelope {
-            subject: publish.subject,
-            reply: publish.reply,
-            headers: publish.headers,
-            payload: publish.payload,
-            origin: self.connection.id,
-        };
         let routed = self.context.interest.route(&mut self.cache, publish.subject, &envelope);
         if let Some(stream) = routed.capture
             && let Some(jetstream) = &self.context.jetstream

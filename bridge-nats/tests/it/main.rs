@@ -7,3 +7,4 @@ mod habits;
 mod limits;
 mod raw;
 mod secured;
+mod stored;
