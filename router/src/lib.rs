@@ -5,6 +5,7 @@
 pub mod api;
 pub mod consumer;
 mod driver;
+pub mod embed;
 mod engine;
 pub mod headers;
 pub mod interest;
