@@ -1,10 +1,12 @@
 //! The endpoint against real clients, real sockets, and a real nats-server.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod consumers;
 mod core;
 mod differential;
 mod habits;
 mod limits;
+mod node;
 mod raw;
 mod secured;
 mod stored;
