@@ -285,6 +285,7 @@ fn judge_delivery(
     entries: &[Entry],
     scratch: &mut Vec<u8>,
 ) -> Result<(), LedgerError> {
+    ledger.note_delivery(stream, sequence);
     let in_this_read = entries
         .iter()
         .any(|entry| matches!(entry, Entry::Confirmed { sequence: confirmed, .. } if *confirmed == sequence));

@@ -57,6 +57,8 @@ pub(super) struct State {
     pub(super) acked: Vec<Vec<u64>>,
     /// By stream: the sequences whose consumer acks were confirmed.
     pub(super) confirmed: Vec<RoaringTreemap>,
+    /// By stream: what this process's consumers were sent. Not in the file.
+    pub(super) delivered: Vec<RoaringTreemap>,
     /// What clients saw that must not be.
     pub(super) violations: Vec<String>,
 }
@@ -70,6 +72,7 @@ impl Ledger {
             file,
             acked: vec![Vec::new(); shape.publishers as usize],
             confirmed: vec![RoaringTreemap::new(); shape.streams as usize],
+            delivered: vec![RoaringTreemap::new(); shape.streams as usize],
             violations: Vec::new(),
         };
         let lines = BufReader::new(state.file.try_clone().map_err(failed)?).lines();
@@ -124,6 +127,24 @@ impl Ledger {
     #[must_use]
     pub fn is_confirmed(&self, stream: u32, sequence: u64) -> bool {
         self.state().confirmed[stream as usize].contains(sequence)
+    }
+
+    /// How many acked messages were never sent to a consumer of this process. (A confirmation may be on
+    /// its way when the server dies, so that fewer are confirmed than were delivered.)
+    #[must_use]
+    pub fn undelivered(&self) -> u64 {
+        let state = self.state();
+        let mut count = 0;
+        for (publisher, acked) in (0..self.shape.publishers).zip(&state.acked) {
+            let delivered = &state.delivered[self.shape.stream_of(publisher) as usize];
+            let missing = |sequence: &&u64| **sequence != 0 && !delivered.contains(**sequence);
+            count += acked.iter().filter(missing).count() as u64;
+        }
+        count
+    }
+
+    pub(super) fn note_delivery(&self, stream: u32, sequence: u64) {
+        self.state().delivered[stream as usize].insert(sequence);
     }
 
     /// Adds entries, in one write.
