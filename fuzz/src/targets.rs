@@ -28,6 +28,7 @@ macro_rules! targets {
 
 targets! {
     api_request,
+    client_lines,
     envelope,
     headers,
     identity,
