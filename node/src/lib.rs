@@ -2,5 +2,11 @@
 //! Table of contents only.
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod cli;
 pub mod config;
+pub mod logging;
+mod node;
+
+pub use config::NodeOptions;
+pub use node::{Node, StartError};

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 
-use beamlog_log::{CloseError, Disk, LogOptions, RecoveryReport};
+use beamlog_log::{CloseError, Disk, LogOptions, NodeId, RecoveryReport};
 use bytes::Bytes;
 
 use crate::api::error::{ApiError, PublishRefusal};
@@ -109,6 +109,7 @@ pub struct Router {
     alive: Arc<Alive>,
     interest: Arc<Interest>,
     recovery: Arc<RecoveryReport>,
+    node: NodeId,
 }
 
 impl std::fmt::Debug for Router {
@@ -141,15 +142,21 @@ impl Router {
         options: &RouterOptions,
         wire: Arc<dyn Wire>,
     ) -> Result<Self, OpenError> {
-        let Running { shared, interest, thread, recovery } = open::open(path, disk, options, wire)?;
+        let Running { shared, interest, thread, recovery, node } = open::open(path, disk, options, wire)?;
         let alive = Alive { shared: Arc::clone(&shared), thread: Mutex::new(Some(thread)) };
-        Ok(Self { shared, alive: Arc::new(alive), interest, recovery: Arc::new(recovery) })
+        Ok(Self { shared, alive: Arc::new(alive), interest, recovery: Arc::new(recovery), node })
     }
 
     /// Who wants which subject: where sessions subscribe and what unstored messages are routed by.
     #[must_use]
     pub fn interest(&self) -> &Arc<Interest> {
         &self.interest
+    }
+
+    /// Whose store it is.
+    #[must_use]
+    pub fn node_id(&self) -> NodeId {
+        self.node
     }
 
     /// What opening found.

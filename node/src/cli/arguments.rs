@@ -9,6 +9,7 @@ use crate::cli::consumer::ConsumerArguments;
 use crate::cli::kv::KvArguments;
 use crate::cli::messages::{PublishArguments, ReplyArguments, RequestArguments, SubscribeArguments};
 use crate::cli::output::Format;
+use crate::cli::serve::ServeArguments;
 use crate::cli::stream::StreamArguments;
 
 /// A persistent-log message router that NATS and JetStream clients use unchanged.
@@ -42,6 +43,8 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Run a node.
+    Serve(Box<ServeArguments>),
     /// Publish a message.
     Pub(PublishArguments),
     /// Subscribe and print what comes.

@@ -12,6 +12,8 @@ pub(crate) enum Code {
     Failed = 1,
     /// Wrong usage or configuration, or the node cannot start.
     CannotStart = 2,
+    /// A second signal ended it at once.
+    Interrupted = 130,
 }
 
 /// Why a command ends early. An empty message prints nothing (the reader of a pipe went away).

@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::cli::arguments::{Arguments, Command};
 use crate::cli::exit::{Code, Failure};
 use crate::cli::output::{Output, columns};
-use crate::cli::{bench, completion, configuration, consumer, kv, messages, stream};
+use crate::cli::{bench, completion, configuration, consumer, kv, messages, serve, stream};
 
 /// Runs the command line of this process.
 #[must_use]
@@ -40,6 +40,7 @@ fn usage(error: &clap::Error) -> ExitCode {
 fn execute(arguments: Arguments) -> Result<(), Failure> {
     let output = Output::new(arguments.output);
     match arguments.command {
+        Command::Serve(arguments) => serve::serve(*arguments),
         Command::Pub(arguments) => client(messages::publish(arguments, output)),
         Command::Sub(arguments) => client(messages::sub(arguments, output)),
         Command::Request(arguments) => client(messages::request(arguments, output)),

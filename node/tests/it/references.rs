@@ -27,3 +27,8 @@ fn the_reference_of_the_configuration_is_true() {
 fn the_reference_of_the_commands_is_true() {
     check("docs/reference/cli.md", &beamlog::cli::reference::markdown());
 }
+
+#[test]
+fn the_reference_of_the_metrics_is_true() {
+    check("docs/reference/metrics.md", &beamlog::admin::metrics::markdown());
+}

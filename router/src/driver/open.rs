@@ -58,6 +58,7 @@ pub(crate) struct Running {
     pub(crate) interest: Arc<Interest>,
     pub(crate) thread: JoinHandle<Result<(), CloseError>>,
     pub(crate) recovery: RecoveryReport,
+    pub(crate) node: NodeId,
 }
 
 pub(crate) fn open(
@@ -126,6 +127,7 @@ pub(crate) fn open(
         messages = engine.counters().messages,
         "recovered"
     );
+    let node = directory.identity().node;
     let mut driver = Driver::new(Parts {
         shared: Arc::clone(&shared),
         engine,
@@ -146,7 +148,7 @@ pub(crate) fn open(
         .name("beamlog-driver".into())
         .spawn(move || driver.run())
         .map_err(OpenError::Thread)?;
-    Ok(Running { shared, interest, thread, recovery: report })
+    Ok(Running { shared, interest, thread, recovery: report, node })
 }
 
 fn check(options: &RouterOptions) -> Result<(), OpenError> {

@@ -1,0 +1,179 @@
+//! `/jsz`: streams and consumers in nats-server's fields and with its options.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use beamlog_nats::API_LEVEL;
+use beamlog_nats::jetstream::{consumer_detail, stream_detail};
+use beamlog_router::api::request::{Request, Response as Answer, StreamInfo};
+use serde_json::{Value, json};
+
+use crate::admin::monitor::{Monitor, shown};
+use crate::admin::query::{BadParameter, Query};
+use crate::admin::varz::merge;
+
+/// An engine that is busy for longer answers the page too late to be of use.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why the page could not be made.
+#[derive(Debug)]
+pub(super) enum Failure {
+    Parameter(BadParameter),
+    Unanswered,
+}
+
+impl From<BadParameter> for Failure {
+    fn from(bad: BadParameter) -> Self {
+        Self::Parameter(bad)
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        match self {
+            Self::Parameter(bad) => bad.into_response(),
+            Self::Unanswered => {
+                let text = "the engine does not answer; see /healthz\n";
+                (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+            }
+        }
+    }
+}
+
+/// How much of streams and consumers is shown.
+#[derive(Clone, Copy)]
+struct Detail {
+    consumers: bool,
+    config: bool,
+}
+
+pub(super) async fn jsz(State(monitor): State<Arc<Monitor>>, query: Query) -> Result<Json<Value>, Failure> {
+    monitor.count("/jsz");
+    let detail = Detail { consumers: query.boolean("consumers")?, config: query.boolean("config")? };
+    let with_streams = query.boolean("streams")? || detail.consumers;
+    let with_accounts = query.boolean("accounts")? || with_streams;
+    let offset = query.number("offset")?.unwrap_or(0);
+    let is_ours = query.text("acc").is_none_or(|account| account == "$G");
+    let stats = monitor.router.stats();
+    let mut value = stats_value(&monitor);
+    let more = json!({
+        "server_id": monitor.server.server_id(),
+        "now": shown(SystemTime::now()),
+        "config": config(&monitor),
+        "limits": {},
+        "streams": stats.streams,
+        "consumers": stats.consumers,
+        "messages": stats.messages,
+        "bytes": stats.bytes,
+        "total": 1,
+    });
+    merge(&mut value, more);
+    if with_accounts {
+        let mut accounts = Vec::new();
+        // There is one account; offset and limit count accounts, as in nats-server.
+        if is_ours && offset == 0 {
+            let mut account = stats_value(&monitor);
+            merge(&mut account, json!({ "name": "$G", "id": "$G" }));
+            if with_streams {
+                account["stream_detail"] = streams(&monitor, detail).await?.into();
+            }
+            accounts.push(account);
+        }
+        value["account_details"] = accounts.into();
+    }
+    Ok(Json(value))
+}
+
+/// The part that `/varz` has under `jetstream`.
+pub(super) fn summary(monitor: &Monitor) -> Value {
+    json!({ "config": config(monitor), "stats": stats_value(monitor), "limits": {} })
+}
+
+/// `durability` is ours: what an ack of any stream means. `sync_interval` is how long an acked message
+/// may be without a sync: never.
+fn config(monitor: &Monitor) -> Value {
+    let data_dir = &monitor.options.data_dir;
+    let free_bytes = rustix::fs::statvfs(data_dir).map_or(0, |figures| figures.f_bavail * figures.f_frsize);
+    json!({
+        "max_memory": 0,
+        "max_storage": free_bytes + monitor.router.stats().log_bytes,
+        "store_dir": data_dir,
+        "sync_interval": 0,
+        "sync_always": true,
+        "durability": "disk",
+        "strict": true,
+    })
+}
+
+fn stats_value(monitor: &Monitor) -> Value {
+    let api = monitor.api.stats();
+    json!({
+        "memory": 0,
+        "storage": monitor.router.stats().bytes,
+        "reserved_memory": 0,
+        "reserved_storage": 0,
+        "accounts": 1,
+        "ha_assets": 0,
+        "api": { "level": API_LEVEL, "total": api.requests, "errors": api.errors },
+    })
+}
+
+async fn ask(monitor: &Monitor, request: Request) -> Result<Answer, Failure> {
+    let Ok(ticket) = monitor.router.request(request) else { return Err(Failure::Unanswered) };
+    match tokio::time::timeout(PATIENCE, ticket.into_future()).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(_)) | Err(_) => Err(Failure::Unanswered),
+    }
+}
+
+async fn streams(monitor: &Monitor, detail: Detail) -> Result<Vec<Value>, Failure> {
+    let mut found = Vec::new();
+    loop {
+        let request = Request::StreamList { subject: None, offset: found.len() };
+        let Answer::Streams(page) = ask(monitor, request).await? else { return Err(Failure::Unanswered) };
+        let is_last = page.items.is_empty() || found.len() + page.items.len() >= page.total;
+        for info in page.items {
+            found.push(stream(monitor, &info, detail).await?);
+        }
+        if is_last {
+            return Ok(found);
+        }
+    }
+}
+
+async fn stream(monitor: &Monitor, info: &StreamInfo, detail: Detail) -> Result<Value, Failure> {
+    let mut value = parsed(&stream_detail(info, monitor.server.server_name()), detail);
+    value["durability"] = "disk".into();
+    if !detail.consumers {
+        return Ok(value);
+    }
+    let mut found: Vec<Value> = Vec::new();
+    loop {
+        let request = Request::ConsumerList { stream: info.config.name.clone(), offset: found.len() };
+        // The stream may have gone meanwhile: then it has no consumers.
+        let Ok(Answer::Consumers(page)) = ask(monitor, request).await else { break };
+        let is_last = page.items.is_empty() || found.len() + page.items.len() >= page.total;
+        found.extend(page.items.iter().map(|one| parsed(&consumer_detail(one, info.now), detail)));
+        if is_last {
+            break;
+        }
+    }
+    if !found.is_empty() {
+        value["consumer_detail"] = found.into();
+    }
+    Ok(value)
+}
+
+fn parsed(text: &str, detail: Detail) -> Value {
+    let mut value: Value = serde_json::from_str(text).expect("the API writes JSON");
+    if !detail.config
+        && let Some(object) = value.as_object_mut()
+    {
+        object.remove("config");
+    }
+    value
+}

@@ -1,0 +1,223 @@
+//! `/metrics`: one table of figures, read when asked; `docs/reference/metrics.md` is made from it.
+//! No labels that clients can choose.
+
+use std::fmt::{self, Write};
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use beamlog_nats::ServerStats;
+use beamlog_nats::jetstream::ApiStats;
+use beamlog_router::{Health, RouterStats};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+
+use crate::admin::monitor::Monitor;
+use crate::admin::process;
+
+/// Everything a scrape looks at.
+#[derive(Debug)]
+struct Figures {
+    router: RouterStats,
+    server: ServerStats,
+    api: ApiStats,
+    health: Health,
+    draining: bool,
+    missing_segments: usize,
+    damaged: usize,
+    resident_bytes: u64,
+    processor_seconds: f64,
+    open_files: u64,
+    uptime_seconds: f64,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Counter,
+    Gauge,
+}
+
+/// One metric. A counter's name in a scrape ends in `_total`.
+struct Metric {
+    name: &'static str,
+    kind: Kind,
+    text: &'static str,
+    read: fn(&Figures) -> f64,
+}
+
+const fn counter(name: &'static str, text: &'static str, read: fn(&Figures) -> f64) -> Metric {
+    Metric { name, kind: Kind::Counter, text, read }
+}
+
+const fn gauge(name: &'static str, text: &'static str, read: fn(&Figures) -> f64) -> Metric {
+    Metric { name, kind: Kind::Gauge, text, read }
+}
+
+/// Figures are exact below 2^53; beyond, a float keeps the leading digits.
+#[expect(clippy::cast_precision_loss, reason = "Prometheus knows floats only")]
+const fn float(value: u64) -> f64 {
+    value as f64
+}
+
+const fn truth(value: bool) -> f64 {
+    if value { 1.0 } else { 0.0 }
+}
+
+static METRICS: &[Metric] = &[
+    counter("beamlog_log_syncs", "Group commits: one frame written and synced each", |f| {
+        float(f.router.commits)
+    }),
+    counter("beamlog_log_sync_seconds", "Time spent in syncs", |f| float(f.router.sync_nanos) / 1e9),
+    gauge("beamlog_log_last_index", "Index of the last entry appended", |f| float(f.router.last_index.0)),
+    gauge("beamlog_log_durable_index", "Index of the last entry synced", |f| float(f.router.durable_index.0)),
+    gauge("beamlog_log_checkpoint_index", "Index of the last checkpoint of derived state", |f| {
+        float(f.router.checkpoint_index.0)
+    }),
+    gauge("beamlog_log_segments", "Files of the log", |f| float(f.router.segments)),
+    gauge("beamlog_log_bytes", "Size of the log on disk", |f| float(f.router.log_bytes)),
+    counter("beamlog_log_corrupt_reads", "Reads that met bytes which cannot be trusted", |f| {
+        float(f.router.unreadable)
+    }),
+    gauge("beamlog_log_damaged_places", "Damage that recovery found and fenced", |f| float(f.damaged as u64)),
+    gauge("beamlog_log_missing_segments", "Segments that should be there and are not", |f| {
+        float(f.missing_segments as u64)
+    }),
+    gauge("beamlog_log_failed", "1 once a write or sync has failed: nothing more is stored", |f| {
+        truth(matches!(f.health, Health::LogFailed { .. }))
+    }),
+    gauge("beamlog_log_full", "1 while the disk is full and publishes are refused", |f| {
+        truth(f.health == Health::InsufficientStorage)
+    }),
+    counter("beamlog_router_stored_messages", "Publishes that were stored", |f| {
+        float(f.router.stored_messages)
+    }),
+    counter("beamlog_router_stored_bytes", "Bytes of publishes that were stored", |f| {
+        float(f.router.stored_bytes)
+    }),
+    counter("beamlog_router_duplicates", "Publishes whose message id was in the window", |f| {
+        float(f.router.duplicates)
+    }),
+    counter(
+        "beamlog_router_message_ids_reused",
+        "Publishes refused: their id belonged to another message",
+        |f| float(f.router.message_ids_reused),
+    ),
+    counter("beamlog_router_refused_publishes", "Publishes to a stream that were refused otherwise", |f| {
+        float(f.router.refused_publishes)
+    }),
+    counter("beamlog_router_requests", "API requests that the engine answered", |f| float(f.router.requests)),
+    counter("beamlog_router_acks", "Acks of consumers", |f| float(f.router.acks)),
+    counter("beamlog_router_deliveries", "Messages delivered by consumers", |f| float(f.router.deliveries)),
+    counter("beamlog_router_redeliveries", "Of those, delivered again", |f| float(f.router.redeliveries)),
+    gauge("beamlog_router_streams", "Streams", |f| float(f.router.streams)),
+    gauge("beamlog_router_consumers", "Consumers", |f| float(f.router.consumers)),
+    gauge("beamlog_router_messages", "Messages kept in streams", |f| float(f.router.messages)),
+    gauge("beamlog_router_message_bytes", "Bytes of the messages kept in streams", |f| float(f.router.bytes)),
+    gauge("beamlog_router_queued_commands", "Commands that wait for the driver", |f| {
+        float(f.router.queued_commands)
+    }),
+    gauge("beamlog_nats_sessions", "Connections of clients", |f| float(f.server.connections)),
+    counter("beamlog_nats_sessions_opened", "Connections since the start", |f| {
+        float(f.server.connections_total)
+    }),
+    counter("beamlog_nats_received_messages", "Messages from clients", |f| float(f.server.in_messages)),
+    counter("beamlog_nats_received_bytes", "Bytes of messages from clients", |f| float(f.server.in_bytes)),
+    counter("beamlog_nats_sent_messages", "Messages to clients", |f| float(f.server.out_messages)),
+    counter("beamlog_nats_sent_bytes", "Bytes of messages to clients", |f| float(f.server.out_bytes)),
+    counter("beamlog_nats_slow_consumers", "Connections closed because they read too slowly", |f| {
+        float(f.server.slow_consumers)
+    }),
+    counter("beamlog_nats_session_panics", "Connections ended by a bug of ours", |f| float(f.server.panics)),
+    gauge("beamlog_nats_subscriptions", "Subscriptions of clients", |f| float(f.server.subscriptions)),
+    counter("beamlog_nats_api_requests", "Requests of the JetStream API", |f| float(f.api.requests)),
+    counter("beamlog_nats_api_errors", "Of those, answered by an error", |f| float(f.api.errors)),
+    gauge("beamlog_node_draining", "1 while the node is stopping", |f| truth(f.draining)),
+    gauge("beamlog_node_uptime_seconds", "Time since the start", |f| f.uptime_seconds),
+    gauge("process_resident_memory_bytes", "Memory in use", |f| float(f.resident_bytes)),
+    counter("process_cpu_seconds", "Processor time of all threads", |f| f.processor_seconds),
+    gauge("process_open_fds", "Open file descriptors", |f| float(f.open_files)),
+];
+
+impl Collector for Figures {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        for metric in METRICS {
+            let value = (metric.read)(self);
+            match metric.kind {
+                Kind::Counter => {
+                    let figure = ConstCounter::new(value);
+                    let out =
+                        encoder.encode_descriptor(metric.name, metric.text, None, figure.metric_type())?;
+                    figure.encode(out)?;
+                }
+                Kind::Gauge => {
+                    let figure = ConstGauge::new(value);
+                    let out =
+                        encoder.encode_descriptor(metric.name, metric.text, None, figure.metric_type())?;
+                    figure.encode(out)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(super) async fn metrics(State(monitor): State<Arc<Monitor>>) -> impl IntoResponse {
+    monitor.count("/metrics");
+    let recovery = monitor.router.recovery();
+    let figures = Figures {
+        router: monitor.router.stats(),
+        server: monitor.server.stats(),
+        api: monitor.api.stats(),
+        health: monitor.router.health(),
+        draining: monitor.is_draining(),
+        missing_segments: recovery.missing.len(),
+        damaged: recovery.damaged.len(),
+        resident_bytes: process::resident_bytes(),
+        processor_seconds: process::processor_time().as_secs_f64(),
+        open_files: process::open_files(),
+        uptime_seconds: monitor.uptime().as_secs_f64(),
+    };
+    let mut registry = Registry::default();
+    // What an ack of any stream means (DR23), and which program this is.
+    let labels = [("version", env!("CARGO_PKG_VERSION")), ("durability", "disk")];
+    registry.register("beamlog_node", "Version, and the durability class of publish acks", Info::new(labels));
+    registry.register_collector(Box::new(figures));
+    let mut text = String::new();
+    encode(&mut text, &registry).expect("a String takes everything");
+    ([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
+}
+
+const HEAD: &str = "\
+# Metrics
+
+Made from `node/src/admin/metrics.rs`; do not edit: a test writes it
+(`BEAMLOG_TEST_UPDATE=1 cargo test -p beamlog`).
+
+`curl http://127.0.0.1:8222/metrics` answers in the OpenMetrics text format. No metric but
+`beamlog_node_info` has labels, and its values are constants of the program.
+
+| metric | kind | meaning |
+|---|---|---|
+| `beamlog_node_info{version,durability}` | info | version, and the durability class of publish acks: `disk` is synced before the ack |
+";
+
+/// `docs/reference/metrics.md`.
+#[must_use]
+pub fn markdown() -> String {
+    let mut out = HEAD.to_owned();
+    for metric in METRICS {
+        let (suffix, kind) = match metric.kind {
+            Kind::Counter => ("_total", "counter"),
+            Kind::Gauge => ("", "gauge"),
+        };
+        let text = metric.text;
+        writeln!(out, "| `{}{suffix}` | {kind} | {text} |", metric.name).expect("a String takes everything");
+    }
+    out
+}

@@ -1,0 +1,15 @@
+//! The admin HTTP server: health, metrics, and monitoring with nats-server's paths and fields.
+//! Read-only. Table of contents only.
+
+mod connz;
+mod health;
+mod jsz;
+pub mod metrics;
+mod monitor;
+mod process;
+mod query;
+mod server;
+mod varz;
+
+pub(crate) use monitor::Monitor;
+pub(crate) use server::Admin;

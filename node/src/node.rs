@@ -1,0 +1,252 @@
+//! A node: the router over its data, the NATS endpoint, and the admin server. What `beamlog serve` runs
+//! and what a program embeds.
+//!
+//! Order: the store is opened first (it may refuse), then clients are let in; on the way out clients
+//! leave first, then the log is sealed.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use beamlog_log::{CloseError, LogOptions, StdDisk};
+use beamlog_nats::jetstream::{Api, NatsWire};
+use beamlog_nats::{Auth, JetStream, Server, ServerOptions, TlsFilesError, TlsOptions};
+use beamlog_router::{Health, OpenError, Router, RouterOptions};
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tracing::info;
+
+use crate::admin::{Admin, Monitor};
+use crate::config::{Authentication, NodeOptions};
+
+/// How often a node looks whether its log still works. A failed log has already stopped acking: this
+/// only bounds how long the process outlives it.
+const HEALTH_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Why a node does not start. Nothing was deleted, nothing keeps running.
+#[derive(Debug, Error)]
+pub enum StartError {
+    #[error("TLS")]
+    Tls(#[from] TlsFilesError),
+    #[error("opening the store in {}", path.display())]
+    Store { path: PathBuf, source: OpenError },
+    #[error(transparent)]
+    Endpoint(#[from] beamlog_nats::StartError),
+    #[error("listening for admin requests on {address}")]
+    Admin { address: SocketAddr, source: io::Error },
+}
+
+impl StartError {
+    /// What an operator can do about it.
+    #[must_use]
+    pub fn remedy(&self) -> &'static str {
+        let by_port = |source: &io::Error| match source.kind() {
+            io::ErrorKind::AddrInUse => "another process listens there; stop it, or choose another port",
+            io::ErrorKind::PermissionDenied => "this user may not listen there; choose a port above 1023",
+            _ => "choose an address of this machine",
+        };
+        match self {
+            Self::Tls(_) => "check tls_cert_file, tls_key_file and tls_client_ca_file",
+            Self::Endpoint(beamlog_nats::StartError::Listen { source, .. }) | Self::Admin { source, .. } => {
+                by_port(source)
+            }
+            Self::Store { source, .. } => store_remedy(source),
+        }
+    }
+}
+
+/// What to do about a store that does not open.
+pub(crate) fn store_remedy(error: &OpenError) -> &'static str {
+    match error {
+        OpenError::Directory(directory) => directory.remedy(),
+        OpenError::Options(_) => "correct the option",
+        OpenError::Log(beamlog_log::OpenError::UnknownVersion { .. }) => {
+            "use the version of beamlog that wrote it, or a newer one"
+        }
+        OpenError::Log(beamlog_log::OpenError::SuspectTail { .. }) => {
+            "restore a copy of it, or accept the loss with `beamlog store repair --accept-tail-loss`"
+        }
+        OpenError::Log(beamlog_log::OpenError::Missing { .. }) => {
+            "restore the directory from a backup, or start with another, empty --data-dir as a new node"
+        }
+        OpenError::Log(beamlog_log::OpenError::Disk(_)) => {
+            "check that this user may read and write there, and the disk"
+        }
+        OpenError::Log(
+            beamlog_log::OpenError::Options(_)
+            | beamlog_log::OpenError::ForeignShard { .. }
+            | beamlog_log::OpenError::Corrupt { .. },
+        )
+        | OpenError::Replay(_)
+        | OpenError::State(_) => {
+            "`beamlog store check` says what is damaged; restore it from a backup; nothing was deleted"
+        }
+        OpenError::Random(_) | OpenError::Thread(_) => "check the limits of this process",
+    }
+}
+
+/// A running node. Dropping it stops it without waiting; [`Node::stop`] is the polite way.
+#[derive(Debug)]
+pub struct Node {
+    router: Router,
+    server: Arc<Server>,
+    admin: Option<Admin>,
+    monitor: Arc<Monitor>,
+    drain_timeout: Duration,
+}
+
+impl Node {
+    /// Opens the store and lets clients in.
+    ///
+    /// # Errors
+    /// What keeps it from starting.
+    ///
+    /// *Cancel safety*: when dropped before it returns, what was opened is closed again.
+    pub async fn start(options: NodeOptions) -> Result<Self, StartError> {
+        let started = SystemTime::now();
+        let tls = match &options.tls {
+            None => None,
+            Some(files) => Some(TlsOptions::from_files(
+                &files.certificates,
+                &files.key,
+                files.client_authorities.as_deref(),
+            )?),
+        };
+        let router = open_store(&options).await?;
+        let server_name = options.server_name.clone().unwrap_or_else(|| default_name(&router));
+        let interest = Arc::clone(router.interest());
+        let api = Api::new(router.clone(), server_name.clone());
+        let jetstream: Arc<dyn JetStream> = Arc::new(api.clone());
+        let server_options = server_options(&options, server_name, tls);
+        let server = match Server::start(interest, Some(jetstream), server_options).await {
+            Ok(server) => Arc::new(server),
+            Err(error) => return Err(close_after(router, error.into()).await),
+        };
+        let monitor =
+            Arc::new(Monitor::new(router.clone(), Arc::clone(&server), api, options.clone(), started));
+        let admin = match options.admin {
+            None => None,
+            Some(address) => match TcpListener::bind(address).await {
+                Ok(listener) => Some(Admin::start(listener, address, Arc::clone(&monitor))),
+                Err(source) => {
+                    drop(server);
+                    return Err(close_after(router, StartError::Admin { address, source }).await);
+                }
+            },
+        };
+        let node = Self { router, server, admin, monitor, drain_timeout: options.drain_timeout };
+        info!(
+            version = env!("CARGO_PKG_VERSION"),
+            server_name = node.server.server_name(),
+            listen = %node.listen_address(),
+            admin = node.admin_address().map(|address| address.to_string()),
+            data_dir = %options.data_dir.display(),
+            "ready"
+        );
+        Ok(node)
+    }
+
+    /// Where NATS clients connect; the real port when 0 was asked for.
+    #[must_use]
+    pub fn listen_address(&self) -> SocketAddr {
+        self.server.local_addr()
+    }
+
+    /// Where the admin server listens, if it does.
+    #[must_use]
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(Admin::local_addr)
+    }
+
+    /// The router, for a program that publishes and consumes without a socket.
+    #[must_use]
+    pub fn router(&self) -> &Router {
+        &self.router
+    }
+
+    /// Waits until the log has failed, and says why. A node that lost its log must stop: what it was
+    /// told from then on is nowhere. *Cancel safety*: may be dropped and called again.
+    pub async fn failed(&self) -> String {
+        loop {
+            match self.router.health() {
+                Health::LogFailed { reason } => return reason,
+                Health::Closed => return "the router was closed".to_owned(),
+                Health::Serving | Health::InsufficientStorage => {}
+            }
+            tokio::time::sleep(HEALTH_INTERVAL).await;
+        }
+    }
+
+    /// Drains and stops: no new connections, clients are told and given [`NodeOptions::drain_timeout`] to
+    /// go, everything taken in is finished, the log is sealed.
+    ///
+    /// # Errors
+    /// The log could not be sealed. What was acked is durable all the same.
+    ///
+    /// *Cancel safety*: when dropped, the rest happens without anybody waiting for it.
+    pub async fn stop(self) -> Result<(), CloseError> {
+        self.monitor.set_draining();
+        self.server.drain(self.drain_timeout).await;
+        drop(self.admin);
+        let closed = close(self.router).await;
+        info!(clean = closed.is_ok(), "stopped");
+        closed
+    }
+}
+
+async fn open_store(options: &NodeOptions) -> Result<Router, StartError> {
+    let path = options.data_dir.clone();
+    let router_options = RouterOptions {
+        log: LogOptions { segment_bytes: options.segment_bytes, ..LogOptions::default() },
+        message_bytes_max: options.payload_bytes_max,
+        ..RouterOptions::default()
+    };
+    let opening = tokio::task::spawn_blocking(move || {
+        let opened = Router::open(&path, Arc::new(StdDisk), &router_options, Arc::new(NatsWire::new()));
+        opened.map_err(|source| StartError::Store { path, source })
+    });
+    opening.await.expect("opening is not cancelled, and does not panic")
+}
+
+/// Seals the log of a router that nobody got to use.
+async fn close_after(router: Router, error: StartError) -> StartError {
+    if let Err(close_error) = close(router).await {
+        tracing::warn!(err = %close_error, "the log was not sealed");
+    }
+    error
+}
+
+async fn close(router: Router) -> Result<(), CloseError> {
+    let closing = tokio::task::spawn_blocking(move || router.close());
+    closing.await.expect("closing is not cancelled, and does not panic")
+}
+
+/// `beamlog-` and the beginning of the node's identity: the same after every restart.
+fn default_name(router: &Router) -> String {
+    let identity = router.node_id().to_string();
+    format!("beamlog-{}", &identity[..8])
+}
+
+fn server_options(options: &NodeOptions, server_name: String, tls: Option<TlsOptions>) -> ServerOptions {
+    ServerOptions {
+        listen: options.listen,
+        server_name: Some(server_name),
+        auth: match &options.authentication {
+            Authentication::None => Auth::None,
+            Authentication::Token(token) => Auth::Token(token.0.clone()),
+            Authentication::User { user, password } => Auth::Users(vec![(user.clone(), password.0.clone())]),
+        },
+        tls,
+        payload_max: options.payload_bytes_max,
+        control_line_max: options.control_line_bytes_max,
+        ping_interval: options.ping_interval,
+        ping_max: options.pings_outstanding_max,
+        pending_max: options.pending_bytes_max,
+        write_deadline: options.write_deadline,
+        auth_timeout: options.auth_timeout,
+        connections_max: usize::try_from(options.connections_max).unwrap_or(usize::MAX),
+        ..ServerOptions::default()
+    }
+}
