@@ -7,4 +7,5 @@
 
 pub mod corpus;
 pub mod mutate;
+pub mod store;
 pub mod targets;

@@ -30,8 +30,11 @@ targets! {
     api_request,
     client_lines,
     envelope,
+    frame,
     headers,
     identity,
     interest,
+    nats_protocol,
+    segment_open,
     subject_filter,
 }

@@ -424,17 +424,8 @@ fn look(
     }
     let mut index = MemoryIndex::default();
     let mut ascends = true;
-    let mut last = BTreeMap::new();
     let scan = tail::scan(&image.bytes, &header, &mut |frame, offset, body| {
-        for record in Records::new(body).map_while(Result::ok).filter(|record| record.kind == Kind::Message) {
-            if let Ok(message) = record.message() {
-                let before = last.insert(message.stream, message.sequence);
-                ascends &= before.is_none_or(|before| before < message.sequence);
-            }
-        }
-        if ascends {
-            index_frame(&mut index, offset, body);
-        }
+        ascends &= index_frame(&mut index, offset, body);
         on_frame(header.shard, frame, offset, body);
     });
     report.frames = u64::from(scan.frames);

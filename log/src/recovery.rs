@@ -352,6 +352,7 @@ impl Newest {
         let mut frames_from = FRAMES_AT;
         let mut marks = Vec::new();
         let (mut term, mut now) = (Term(1), Timestamp(0));
+        let mut misplaced = None;
         let scan = tail::scan(&image.bytes, &header, &mut |frame, offset, body| {
             if frame.has(SNAPSHOT) {
                 frames_from = offset + frame.frame_bytes();
@@ -363,8 +364,13 @@ impl Newest {
             term = term.max(frame.term);
             now = now.max(frame.timestamp);
             collected.take(body);
-            index_frame(&mut index, offset, body);
+            if !index_frame(&mut index, offset, body) {
+                misplaced.get_or_insert(offset);
+            }
         });
+        if let Some(offset) = misplaced {
+            return Err(corrupt(offset, DamageReason::Misplaced));
+        }
         let begins_with_state = header.previous_segment == SegmentId(0) || collected.snapshot_ended;
         match scan.ending {
             End::Version(version) => {
@@ -690,9 +696,12 @@ impl Log {
         };
         let Ok(mut image) = read_image(&*open(OpenMode::Read)?, true) else { return Ok(None) };
         let mut index = MemoryIndex::default();
-        let scan =
-            tail::scan(&image.bytes, header, &mut |_, offset, body| index_frame(&mut index, offset, body));
-        let whole = scan.gaps.is_empty()
+        let mut in_order = true;
+        let scan = tail::scan(&image.bytes, header, &mut |_, offset, body| {
+            in_order &= index_frame(&mut index, offset, body);
+        });
+        let whole = in_order
+            && scan.gaps.is_empty()
             && scan.order.last_index.0 + 1 == self.open.header.segment.0
             && scan.order.last_checksum == self.open.header.previous_checksum;
         if !whole {
@@ -756,8 +765,11 @@ impl Log {
         }
         let mut index = MemoryIndex::default();
         let mut last = BTreeMap::new();
+        let mut misplaced = None;
         let scan = tail::scan(&image.bytes, &header, &mut |_, offset, body| {
-            index_frame_once(&mut index, &mut last, offset, body);
+            if !index_frame_once(&mut index, &mut last, offset, body) {
+                misplaced.get_or_insert(offset);
+            }
         });
         damage = damage.or_else(|| scan.gaps.first().cloned()).or(match footer {
             None => Some(lost(DamageReason::Checksum, end)),
@@ -769,7 +781,7 @@ impl Log {
             {
                 Some(lost(DamageReason::Checksum, scan.end))
             }
-            Some(_) => None,
+            Some(_) => misplaced.map(|offset| lost(DamageReason::Misplaced, offset)),
         });
         let index = match (&damage, footer) {
             (None, Some(footer)) => self.write_side_file(key, &footer, index),
@@ -783,13 +795,13 @@ impl Log {
     }
 }
 
-/// As [`index_frame`], for frames of which one may be missing or stand twice.
+/// As [`index_frame`], for frames of which one may be missing or stand twice; such a one is left out whole.
 fn index_frame_once(
     index: &mut MemoryIndex,
     last: &mut BTreeMap<crate::StreamId, crate::Sequence>,
     offset: u64,
     body: &[u8],
-) {
+) -> bool {
     let ascends = Records::new(body).map_while(Result::ok).filter(|record| record.kind == Kind::Message).all(
         |record| {
             record.message().is_ok_and(|message| {
@@ -798,9 +810,7 @@ fn index_frame_once(
             })
         },
     );
-    if ascends {
-        index_frame(index, offset, body);
-    }
+    ascends && index_frame(index, offset, body)
 }
 
 /// The checksum before the first frame, if a frame's header stands where the first one should.

@@ -188,16 +188,20 @@ impl SealedIndex {
     }
 }
 
-/// Notes the messages of a frame that stands at `offset`.
-pub(crate) fn index_frame(index: &mut MemoryIndex, offset: u64, body: &[u8]) {
+/// Notes the messages of a frame that stands at `offset`, up to one that does not continue its stream;
+/// says whether there was none such.
+pub(crate) fn index_frame(index: &mut MemoryIndex, offset: u64, body: &[u8]) -> bool {
     let mut at = offset + crate::format::frame::FRAME_HEADER_BYTES as u64;
     for record in Records::new(body) {
-        let Ok(record) = record else { return };
+        let Ok(record) = record else { return false };
         let len = record.bytes.len() as u64;
         match record.kind {
             Kind::Message => {
-                // The frame was checked, so its records are what we wrote.
+                // The frame was checked, so its records are what somebody wrote with care.
                 if let Ok(message) = record.message() {
+                    if !index.accepts(message.stream, message.sequence) {
+                        return false;
+                    }
                     let len = u32::try_from(len).expect("the length was a u32");
                     index.push(&message, at, len, record.flags & WITH_MESSAGE_ID != 0);
                 }
@@ -206,6 +210,7 @@ pub(crate) fn index_frame(index: &mut MemoryIndex, offset: u64, body: &[u8]) {
         }
         at += len;
     }
+    true
 }
 
 /// The directory of a segment's side file, if there is one that belongs to it.

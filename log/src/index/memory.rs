@@ -44,6 +44,14 @@ impl MemoryIndex {
         &self.runs
     }
 
+    /// Whether a message continues its stream's run, with a sequence that has one before and one after it.
+    /// What was written by us does; a file may say anything.
+    pub(crate) fn accepts(&self, stream: StreamId, sequence: Sequence) -> bool {
+        let last =
+            self.run(stream).and_then(|run| run.slots.last()).map_or(Sequence(0), |last| last.sequence);
+        last < sequence && sequence < Sequence(u64::MAX)
+    }
+
     /// Notes a message whose record stands at `offset` with this length. Sequences of a stream ascend.
     pub(crate) fn push(&mut self, message: &MessageView<'_>, offset: u64, len: u32, with_message_id: bool) {
         let place = match self.runs.get(self.latest) {
