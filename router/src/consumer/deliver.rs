@@ -48,7 +48,7 @@ impl Consumer {
         let undelivered = if self.filters.is_everything() {
             self.next <= last || !self.state.chosen.is_empty()
         } else {
-            self.undelivered > 0
+            self.undelivered > 0 || self.uncounted
         };
         self.state.pending.next_queued().is_some()
             || (undelivered && !self.is_pending_full())
@@ -119,6 +119,7 @@ impl Consumer {
             Candidate::EndOfStream => {
                 self.next = self.next.max(view.last.next());
                 self.undelivered = 0;
+                self.uncounted = false;
                 self.replay = None;
                 return Some(Stopped::EndOfStream);
             }

@@ -42,6 +42,8 @@ pub struct Consumer {
     pub(super) next: Sequence,
     /// Messages that match and were not delivered.
     pub(super) undelivered: u64,
+    /// They could not all be counted, because some cannot be read: there may be more.
+    pub(super) uncounted: bool,
     pub(super) waiting: Waiting,
     pub(super) push: Option<Push>,
     pub(super) replay: Option<Replay>,
@@ -126,6 +128,7 @@ impl Consumer {
             state,
             unlogged: Unlogged::default(),
             undelivered: 0,
+            uncounted: false,
             waiting: Waiting::default(),
             replay: None,
             held_until: None,
@@ -276,9 +279,12 @@ impl Consumer {
     }
 
     fn recount(&mut self, view: &mut StreamView<'_>) {
-        // Unreadable subjects cannot be counted: the figure stays as it was until they can.
-        if let Ok(count) = self.count(view) {
-            self.undelivered = count;
+        match self.count(view) {
+            Ok(count) => {
+                self.undelivered = count;
+                self.uncounted = false;
+            }
+            Err(_damage) => self.uncounted = true,
         }
     }
 
@@ -342,7 +348,7 @@ impl Consumer {
                 self.waiting.sweep(now, self.position(), self.blocked, &|_| true, out);
             }
             let available = self.undelivered + self.state.pending.queued() as u64;
-            if available == 0 && expires.is_none() {
+            if available == 0 && expires.is_none() && !self.uncounted {
                 return Some(Some(DeliveryStatus::NoMessages));
             }
             if available > 0 && available < self.waiting.messages() {

@@ -24,6 +24,9 @@ pub(super) struct State {
     pub(super) acked_at: Timestamp,
     pub(super) resume: Sequence,
     pub(super) pending: PendingSet,
+    /// The message that was delivered when none was pending, and the one delivered before it: the floor
+    /// moves by acks, and not because messages that do not match lie in between.
+    opened: Option<(Sequence, Sequence)>,
     pub(super) exhausted: RoaringTreemap,
     pub(super) chosen: RoaringTreemap,
 }
@@ -49,6 +52,7 @@ impl State {
             acked_at: Timestamp(0),
             resume: start,
             pending: PendingSet::default(),
+            opened: None,
             exhausted: RoaringTreemap::new(),
             chosen,
         }
@@ -57,7 +61,13 @@ impl State {
     /// Positions up to which everything is done.
     pub(super) fn floor(&self) -> (u64, Sequence) {
         let floor = match self.pending.first() {
-            Some((sequence, row)) => (row.consumer - 1, Sequence(sequence.0 - 1)),
+            Some((sequence, row)) => {
+                let below = match self.opened {
+                    Some((opened, before)) if opened == sequence => before,
+                    Some(_) | None => Sequence(sequence.0 - 1),
+                };
+                (row.consumer - 1, below)
+            }
             None => (self.consumer_sequence, self.delivered),
         };
         assert!(floor.0 <= self.consumer_sequence && floor.1 <= self.delivered, "ack floor beyond delivered");
@@ -77,6 +87,9 @@ impl State {
         consumer: u64,
     ) {
         self.chosen.remove(stream.0);
+        if self.pending.len() == 0 {
+            self.opened = Some((stream, self.delivered));
+        }
         self.delivered = self.delivered.max(stream);
         self.consumer_sequence = self.consumer_sequence.max(consumer);
         self.delivered_at = at;
@@ -266,6 +279,7 @@ impl State {
             acked_at: snapshot.acked_at,
             resume: snapshot.resume,
             pending: PendingSet::default(),
+            opened: None,
             exhausted: RoaringTreemap::new(),
             chosen: RoaringTreemap::new(),
         };

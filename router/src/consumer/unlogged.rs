@@ -54,8 +54,12 @@ impl Unlogged {
         self.skipped = Some(to);
     }
 
-    /// Makes records of it: deliveries first, because what is acked was delivered.
+    /// Makes records of it: deliveries before acks, because what is acked was delivered.
     pub(super) fn take(&mut self, at: Timestamp, consumer_sequence: u64, out: &mut Vec<ConsumerOutput>) {
+        // First: deliveries made before the purge were of messages that it removed.
+        if let Some(to) = self.skipped.take() {
+            out.push(ConsumerOutput::Record(ConsumerRecord::Skipped { to }));
+        }
         if !self.runs.is_empty() || !self.redelivered.is_empty() {
             out.push(ConsumerOutput::Record(ConsumerRecord::Progress {
                 at,
@@ -67,9 +71,6 @@ impl Unlogged {
         if !self.acked.is_empty() {
             let runs = std::mem::take(&mut self.acked);
             out.push(ConsumerOutput::Record(ConsumerRecord::Acked { at, runs }));
-        }
-        if let Some(to) = self.skipped.take() {
-            out.push(ConsumerOutput::Record(ConsumerRecord::Skipped { to }));
         }
     }
 }

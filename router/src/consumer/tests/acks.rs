@@ -235,6 +235,24 @@ fn pending_counts_only_what_matches() {
     assert_eq!(scene.figures(), ((3, 6), (2, 5), 1, 0), "and jumps to just below the next");
 }
 
+#[test]
+fn the_floor_moves_by_acks_and_not_over_what_does_not_match() {
+    let config = ConsumerConfig { filter_subjects: vec!["a".to_owned()], ..explicit() };
+    let mut scene = Scene::with(&["b", "a", "b", "b", "a", "b", "b", "a"], config);
+    scene.fetch(3);
+    assert_eq!(scene.figures(), ((3, 8), (0, 0), 3, 0));
+    scene.ack(5);
+    assert_eq!(scene.figures(), ((3, 8), (0, 0), 2, 0));
+    scene.ack(2);
+    assert_eq!(scene.figures(), ((3, 8), (2, 7), 1, 0));
+    scene.ack(8);
+    assert_eq!(scene.figures(), ((3, 8), (3, 8), 0, 0));
+    scene.store("b", b"");
+    scene.store("a", b"");
+    scene.fetch(1);
+    assert_eq!(scene.figures(), ((4, 10), (3, 8), 1, 0));
+}
+
 /// All orders in which five messages can be acked, against what the floor means.
 #[test]
 fn the_floor_is_the_end_of_what_is_acked_without_a_gap_in_every_order() {

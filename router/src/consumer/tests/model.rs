@@ -121,7 +121,10 @@ fn history(seed: u64, ack_policy: AckPolicy, filtered: bool) {
                     scene.flush();
                     let live = scene.figures();
                     scene.restart();
-                    assert_eq!(scene.figures(), live, "{told}: the fold is the live state");
+                    let folded = scene.figures();
+                    assert!(folded.1.1 >= live.1.1, "{told}: {folded:?} {live:?}");
+                    let figures = |f: ((u64, u64), (u64, u64), u64, u64)| (f.0, f.1.0, f.2, f.3);
+                    assert_eq!(figures(folded), figures(live), "{told}: the fold is the live state");
                 } else {
                     scene.restart();
                     // What no record told of did not happen, as far as the log knows.

@@ -298,3 +298,17 @@ fn a_filtered_consumer_stops_before_what_it_cannot_read() {
         [message("i", 1), Said::Blocked(3), status("i", DeliveryStatus::Unreadable)]
     );
 }
+
+#[test]
+fn messages_that_could_not_be_counted_are_not_taken_to_be_none() {
+    let config = ConsumerConfig { filter_subjects: vec!["b".to_owned()], ..explicit() };
+    let mut scene = Scene::with(&["a", "b", "a", "b", "b"], config);
+    assert_eq!(scene.fetch(2), [2, 4]);
+    scene.flush();
+    scene.make_unreadable(5, true);
+    scene.restart();
+    assert_eq!(scene.pull("i", no_wait(2)), [Said::Blocked(5), status("i", DeliveryStatus::Unreadable)]);
+    scene.make_unreadable(5, false);
+    scene.pull("i", batch(1));
+    assert_eq!(sequences(&scene.pass(SECOND)), [5]);
+}
