@@ -32,6 +32,8 @@ pub(crate) struct Context {
     departure: Notify,
     connections: Mutex<BTreeMap<u64, Arc<Connection>>>,
     last_id: AtomicU64,
+    /// Reads of all connections, so that each sees how busy the others are.
+    pub(super) reads: AtomicU64,
     /// Of connections that ended; those that live are added when asked.
     ended: Mutex<ServerStats>,
 }
@@ -97,6 +99,7 @@ impl Server {
             departure: Notify::new(),
             connections: Mutex::default(),
             last_id: AtomicU64::new(0),
+            reads: AtomicU64::new(0),
             ended: Mutex::default(),
         });
         info!(%address, "listening for NATS clients");

@@ -193,11 +193,32 @@ fn decrypted(tls: &mut ServerConnection, into: &mut Vec<u8>) -> io::Result<usize
     Ok(into.len() - before)
 }
 
+/// Whether many connections are being read in turn, each saying little. Then it pays to let the others go
+/// first: what all of them put into one receiver's buffer leaves in one write. With few connections it
+/// would only cost time.
+struct Crowd {
+    reads_seen: u64,
+}
+
+impl Crowd {
+    /// Reads of others between two of ours, from which on it is a crowd.
+    const OTHERS_MIN: u64 = 8;
+    /// A read of this size is a batch of its own.
+    const BATCH_BYTES: usize = 8 << 10;
+
+    fn after_read(&mut self, context: &Context, bytes: usize) -> bool {
+        let reads = context.reads.fetch_add(1, Ordering::Relaxed);
+        let others = reads.saturating_sub(std::mem::replace(&mut self.reads_seen, reads + 1));
+        others >= Self::OTHERS_MIN && bytes < Self::BATCH_BYTES
+    }
+}
+
 async fn read_all(context: &Arc<Context>, connection: &Arc<Connection>, mut source: Source) -> CloseReason {
     let mut interpreter = Interpreter::new(Arc::clone(connection), Arc::clone(context));
     let mut buffer: Vec<u8> = Vec::new();
     let mut wanted = READ_MIN;
     let mut quiet = 0;
+    let mut crowd = Crowd { reads_seen: context.reads.load(Ordering::Relaxed) };
     loop {
         if buffer.capacity() - buffer.len() < wanted.min(READ_MIN) || buffer.capacity() < wanted {
             buffer.reserve(wanted.saturating_sub(buffer.len()).max(READ_MIN));
@@ -214,10 +235,14 @@ async fn read_all(context: &Arc<Context>, connection: &Arc<Connection>, mut sour
         let millis = u64::try_from(connection.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         connection.input.active_millis.store(millis, Ordering::Relaxed);
 
+        let crowded = crowd.after_read(context, count);
         let mut consumed = 0;
         let missing = loop {
             let (more, progress) = interpreter.process(buffer.get(consumed..).unwrap_or_default());
             consumed += more;
+            if crowded && matches!(progress, Progress::Incomplete { .. }) {
+                tokio::task::yield_now().await;
+            }
             let congested = interpreter.flush();
             match progress {
                 Progress::Incomplete { missing } => {

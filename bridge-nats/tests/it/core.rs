@@ -201,3 +201,46 @@ async fn monitoring_sees_connections_and_subscriptions() {
     assert_eq!(subscriptions[0].queue.as_deref(), Some(&b"q"[..]));
     assert!(server.subscriptions_of(connection.id + 1).is_none());
 }
+
+#[tokio::test]
+async fn clients_are_told_before_the_server_leaves() {
+    let server = start(options()).await;
+    let mut told = crate::raw::Raw::connect(server.local_addr()).await;
+    told.send("CONNECT {\"verbose\":false,\"protocol\":1}\r\nPING\r\n").await;
+    told.expect("PONG\r\n").await;
+    assert!(told.line().await.contains("\"connect_info\":true"));
+    let (_, line) = tokio::join!(server.drain(PATIENCE), async {
+        let line = told.line().await;
+        // It goes when it likes; the server waits for it.
+        drop(told);
+        line
+    });
+    assert!(line.starts_with("INFO {") && line.contains("\"ldm\":true"), "{line}");
+    assert!(server.connections().is_empty());
+}
+
+#[tokio::test]
+async fn many_requesters_at_once_are_all_answered() {
+    let server = start(options()).await;
+    let replier = client(&server).await;
+    let mut requests = replier.queue_subscribe("echo", "q".into()).await.unwrap();
+    settle(&replier).await;
+    tokio::spawn(async move {
+        while let Some(request) = requests.next().await {
+            replier.publish(request.reply.unwrap(), request.payload).await.unwrap();
+        }
+    });
+    let mut requesters = tokio::task::JoinSet::new();
+    for _ in 0..40 {
+        let requester = client(&server).await;
+        requesters.spawn(async move {
+            for number in 0..50_u32 {
+                let answer = requester.request("echo", number.to_string().into()).await.unwrap();
+                assert_eq!(answer.payload, number.to_string());
+            }
+        });
+    }
+    while let Some(finished) = requesters.join_next().await {
+        finished.unwrap();
+    }
+}
