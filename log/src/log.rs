@@ -70,6 +70,7 @@ pub struct Opened {
 /// A new segment, durable and not yet in its place.
 struct ReadySegment {
     file: Settled,
+    header: SegmentHeader,
     frames: Vec<(FrameHeader, Vec<u8>)>,
     frames_from: u64,
 }
@@ -214,7 +215,7 @@ impl Log {
     const fn frame_header(&self, segment: SegmentId, records: u32, flags: u8, index: Index) -> FrameHeader {
         FrameHeader {
             flags,
-            zero_pieces: 0,
+            sparse_pieces: 0,
             shard: self.shard,
             records,
             segment,
@@ -302,7 +303,8 @@ impl Log {
             generation: 0,
             previous_checksum: self.last_checksum,
             previous_segment: self.open.header.segment,
-            preallocated: FRAMES_AT + self.options.segment_bytes,
+            // Known when the snapshot is.
+            preallocated: 0,
         };
         let ready = match self.begin(spare, header, snapshot) {
             Ok(ready) => ready,
@@ -312,7 +314,7 @@ impl Log {
             }
             Err(failed) => return Err(failed.into()),
         };
-        let next = match self.install(ready, header) {
+        let next = match self.install(ready) {
             Ok(next) => next,
             // The new segment may be there or not: what is appended to the old one now could be lost.
             Err(failed) => {
@@ -335,47 +337,55 @@ impl Log {
         header: SegmentHeader,
         snapshot: &mut dyn Iterator<Item = Vec<u8>>,
     ) -> Result<ReadySegment, DiskFailed> {
+        let mut frames = self.snapshot_frames(&header, snapshot);
         let files = &self.files;
+        let frames_from = frames.iter().fold(FRAMES_AT, |at, (_, frame)| at + frame.len() as u64);
+        let header = SegmentHeader { preallocated: frames_from + self.options.segment_bytes, ..header };
         let mut front = header.encode();
         front.resize(usize::try_from(FRAMES_AT).expect("a few thousand"), 0);
         new.append(files, &front)?;
-        // The snapshot's length is not known before it was taken, so the open segment is made up of what
-        // was written, and not the other way round.
-        let mut frames: Vec<(FrameHeader, Vec<u8>)> = Vec::new();
-        let mut hash_of =
-            |log: &Self, new: &mut NewFile, pending: &mut Pending, flags| -> Result<(), DiskFailed> {
-                let header = log.frame_header(header.segment, pending.records, flags, log.last_index);
-                frame::finish(&mut pending.frame, new.end(), &header);
-                new.append(files, &pending.frame)?;
-                frames.push((header, std::mem::replace(&mut pending.frame, vec![0; FRAME_HEADER_BYTES])));
-                pending.records = 0;
-                Ok(())
-            };
+        for (frame_header, frame) in &mut frames {
+            frame::finish(frame, new.end(), frame_header);
+            new.append(files, frame)?;
+        }
+        new.preallocate(files, header.preallocated)?;
+        Ok(ReadySegment { file: new.settle(files)?, header, frames, frames_from })
+    }
+
+    /// The frames with which a segment begins: the manifest and these records. Their headers have room only.
+    fn snapshot_frames(
+        &self,
+        header: &SegmentHeader,
+        snapshot: &mut dyn Iterator<Item = Vec<u8>>,
+    ) -> Vec<(FrameHeader, Vec<u8>)> {
+        let mut frames = Vec::new();
         let mut pending = Pending::new();
-        let manifest = record::segment_list(
-            self.sealed
-                .keys()
-                .copied()
-                .chain([self.open.header.segment])
-                .filter(|segment| !self.upkeep.is_retired(*segment)),
-        );
+        let older = self.sealed.keys().copied().chain([self.open.header.segment]);
+        let manifest = record::segment_list(older.filter(|segment| !self.upkeep.is_retired(*segment)));
         record::put_other(&mut pending.frame, self.salt, Kind::Manifest, &manifest);
         pending.records += 1;
         for body in snapshot {
             if pending.frame.len() + body.len() > self.options.frame_bytes_max {
-                hash_of(self, &mut new, &mut pending, SNAPSHOT)?;
+                let full = std::mem::replace(&mut pending, Pending::new());
+                frames.push((
+                    self.frame_header(header.segment, full.records, SNAPSHOT, self.last_index),
+                    full.frame,
+                ));
             }
             record::put_other(&mut pending.frame, self.salt, Kind::Snapshot, &body);
             pending.records += 1;
         }
-        hash_of(self, &mut new, &mut pending, SNAPSHOT | SNAPSHOT_END)?;
-        let frames_from = new.end();
-        new.preallocate(files, frames_from + self.options.segment_bytes)?;
-        Ok(ReadySegment { file: new.settle(files)?, frames, frames_from })
+        let flags = SNAPSHOT | SNAPSHOT_END;
+        frames.push((
+            self.frame_header(header.segment, pending.records, flags, self.last_index),
+            pending.frame,
+        ));
+        frames
     }
 
     /// Puts a segment in its place.
-    fn install(&self, ready: ReadySegment, header: SegmentHeader) -> Result<OpenSegment, DiskFailed> {
+    fn install(&self, ready: ReadySegment) -> Result<OpenSegment, DiskFailed> {
+        let header = ready.header;
         let file =
             ready.file.install(&self.files, &header.key().file_name(), self.options.syncs_directory())?;
         let mut open = OpenSegment::new(header, file, FRAMES_AT);

@@ -389,7 +389,7 @@ impl Compaction {
     ) -> Result<(), DiskFailed> {
         let header = FrameHeader {
             flags: COMPACTED,
-            zero_pieces: 0,
+            sparse_pieces: 0,
             shard: self.header.shard,
             records: self.frame_records,
             segment: self.header.segment,

@@ -204,7 +204,11 @@ impl Log {
         }
         let until = found.unwrap_or_else(|| self.last_known(stream).next());
         self.refuse_hole(stream, from, until)?;
-        Ok(found)
+        match (&self.fence, found) {
+            // The damaged part of the newest segment may have held more.
+            (Some(damage), None) => Err(damage.clone()),
+            (Some(_) | None, found) => Ok(found),
+        }
     }
 
     fn find_until(

@@ -57,7 +57,7 @@ impl Image {
 pub(crate) fn read_image(file: &dyn DiskFile, past_cache: bool) -> std::io::Result<Image> {
     let file_bytes = file.len()?;
     let mut bytes = Vec::new();
-    let mut chunk = vec![0; CHUNK_BYTES];
+    let mut chunk = vec![0; CHUNK_BYTES.min(usize::try_from(file_bytes).unwrap_or(CHUNK_BYTES))];
     let mut at = 0;
     let mut kept = 0;
     while at < file_bytes {

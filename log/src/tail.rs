@@ -7,8 +7,8 @@ use crate::{
     Damage, DamageReason, Index, SegmentId, ShardId,
     format::{
         frame::{
-            COMPACTED, ENDS_IN_ZERO, FRAME_HEADER_BYTES, FRAME_MAGIC, FrameHeader, HeaderFault, SEAL,
-            SECTOR_BYTES, ends_in_zero, zero_pieces,
+            COMPACTED, END_BYTES, FRAME_HEADER_BYTES, FRAME_MAGIC, FrameHeader, HeaderFault, SEAL,
+            SECTOR_BYTES,
         },
         record::Records,
         segment::{FRAMES_AT, SegmentHeader},
@@ -242,15 +242,15 @@ fn classify(image: &[u8], offset: usize, at: At, order: &Order) -> End {
                 .ok()
                 .and_then(|len| rest.get(len..))
                 .is_none_or(|behind| behind.iter().all(|byte| *byte == 0));
-            let never_written = (ends_in_zero(&body) && !header.has(ENDS_IN_ZERO))
-                || zero_pieces(&body, body_at) > header.zero_pieces;
+            let never_written = header.shows_missing_part(&body, body_at);
             if nothing_behind && (never_written || !whole) { End::Torn } else { End::Suspect }
         }
         At::Garbage => {
             let head = pad(rest, FRAME_HEADER_BYTES);
             let past = offset.checked_rem(SECTOR_BYTES).unwrap_or_default();
             let (first, second) = head.split_at(SECTOR_BYTES.saturating_sub(past).min(FRAME_HEADER_BYTES));
-            let is_zero = |piece: &[u8]| !piece.is_empty() && piece.iter().all(|byte| *byte == 0);
+            // A shorter piece could be zeros but for a changed bit.
+            let is_zero = |piece: &[u8]| piece.len() >= END_BYTES && piece.iter().all(|byte| *byte == 0);
             let without_checksum = rest.len() <= FRAME_HEADER_BYTES.saturating_sub(4);
             if is_zero(first) || is_zero(second) || without_checksum { End::Torn } else { End::Suspect }
         }

@@ -18,15 +18,17 @@ const HEADER_CHECKED: usize = 60;
 pub(crate) const SNAPSHOT: u8 = 1;
 pub(crate) const SNAPSHOT_END: u8 = 2;
 pub(crate) const SEAL: u8 = 4;
-pub(crate) const ENDS_IN_ZERO: u8 = 8;
+pub(crate) const SPARSE_END: u8 = 8;
+/// How long the end is that [`SPARSE_END`] speaks of.
+pub(crate) const END_BYTES: usize = 8;
 pub(crate) const COMPACTED: u8 = 16;
 
 /// A frame's header, decoded; the checksums are not part of what a writer chooses.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct FrameHeader {
     pub(crate) flags: u8,
-    /// Pieces of the body, cut at the sectors of the file, that are all zeros.
-    pub(crate) zero_pieces: u16,
+    /// Pieces of the body, cut at the sectors of the file, that have no more than one bit set.
+    pub(crate) sparse_pieces: u16,
     pub(crate) shard: ShardId,
     pub(crate) records: u32,
     pub(crate) segment: SegmentId,
@@ -73,10 +75,10 @@ impl FrameHeader {
             fields.u32()?;
             let version = fields.u8()?;
             let flags = fields.u8()?;
-            let zero_pieces = fields.u16()?;
+            let sparse_pieces = fields.u16()?;
             let header = Self {
                 flags,
-                zero_pieces,
+                sparse_pieces,
                 shard: ShardId(fields.u32()?),
                 records: fields.u32()?,
                 segment: SegmentId(fields.u64()?),
@@ -113,13 +115,13 @@ pub(crate) fn finish(frame: &mut [u8], offset: u64, header: &FrameHeader) -> u32
     let (room, body) =
         frame.split_first_chunk_mut::<FRAME_HEADER_BYTES>().expect("a frame has room for its header");
     let mut out = Vec::with_capacity(FRAME_HEADER_BYTES);
-    let flags = if ends_in_zero(body) { header.flags | ENDS_IN_ZERO } else { header.flags };
-    let zero_pieces = zero_pieces(body, offset.saturating_add(FRAME_HEADER_BYTES as u64));
+    let flags = if end_bits(body) <= 1 { header.flags | SPARSE_END } else { header.flags };
+    let sparse_pieces = count_pieces(body, offset.saturating_add(FRAME_HEADER_BYTES as u64), 1);
     Filler::new(&mut out)
         .bytes(&FRAME_MAGIC)
         .u8(VERSION)
         .u8(flags)
-        .u16(zero_pieces)
+        .u16(sparse_pieces)
         .u32(header.shard.0)
         .u32(header.records)
         .u64(header.segment.0)
@@ -139,25 +141,37 @@ pub(crate) fn finish(frame: &mut [u8], offset: u64, header: &FrameHeader) -> u32
     checksum
 }
 
-/// Whether a body ends in a zero, as one does whose end was never written.
-pub(crate) fn ends_in_zero(body: &[u8]) -> bool {
-    body.last() == Some(&0)
+/// How many bits are set in the last bytes of a body; two or more when it is too short to tell.
+fn end_bits(body: &[u8]) -> u32 {
+    body.last_chunk::<END_BYTES>().map_or(2, |end| u64::from_le_bytes(*end).count_ones())
 }
 
-/// How many of the pieces, into which the multiples of [`SECTOR_BYTES`] of the file cut a body that stands at
-/// `offset`, are all zeros. A body of which sectors were never written has more than its header says.
-pub(crate) fn zero_pieces(body: &[u8], offset: u64) -> u16 {
+/// Into how many of the pieces, cut at the multiples of [`SECTOR_BYTES`] of the file, a body that stands at
+/// `offset` has no more than `bits_max` bits set.
+fn count_pieces(body: &[u8], offset: u64, bits_max: u32) -> u16 {
     let past = usize::try_from(offset.rem_euclid(SECTOR_BYTES as u64)).expect("less than a sector");
     let first = SECTOR_BYTES.saturating_sub(past).min(body.len());
     let (head, rest) = body.split_at(first);
-    let count = rest.chunks(SECTOR_BYTES).filter(|piece| is_zero(piece)).count();
-    u16::try_from(count.saturating_add(usize::from(is_zero(head)))).unwrap_or(u16::MAX)
+    let few = |piece: &[u8]| !piece.is_empty() && has_few_bits(piece, bits_max);
+    let count = rest.chunks(SECTOR_BYTES).filter(|piece| few(piece)).count();
+    u16::try_from(count.saturating_add(usize::from(few(head)))).unwrap_or(u16::MAX)
 }
 
-/// Whether there are bytes and all are zero.
-fn is_zero(bytes: &[u8]) -> bool {
-    // The last byte first: it is seldom zero in a piece that is not.
-    bytes.last() == Some(&0) && bytes.iter().all(|byte| *byte == 0)
+fn has_few_bits(piece: &[u8], bits_max: u32) -> bool {
+    let mut left = bits_max;
+    for byte in piece {
+        let Some(rest) = left.checked_sub(byte.count_ones()) else { return false };
+        left = rest;
+    }
+    true
+}
+
+impl FrameHeader {
+    /// Whether a body that is not the one of this header, which stands at `offset`, is one of which a part was
+    /// never written: it has zeros where the right one has not, more than a changed bit can make.
+    pub(crate) fn shows_missing_part(&self, body: &[u8], offset: u64) -> bool {
+        (end_bits(body) == 0 && !self.has(SPARSE_END)) || count_pieces(body, offset, 0) > self.sparse_pieces
+    }
 }
 
 #[cfg(test)]
@@ -168,7 +182,7 @@ mod tests {
     fn header() -> FrameHeader {
         FrameHeader {
             flags: 0,
-            zero_pieces: 0,
+            sparse_pieces: 0,
             shard: ShardId(7),
             records: 1,
             segment: SegmentId(3),
@@ -217,14 +231,29 @@ mod tests {
     }
 
     #[test]
-    fn zero_pieces_are_cut_at_sectors_of_the_file() {
+    fn pieces_are_cut_at_sectors_of_the_file() {
         let mut body = vec![1; 2000];
-        assert_eq!(zero_pieces(&body, 100), 0);
+        assert_eq!(count_pieces(&body, 100, 1), 0);
         body[412..412 + 512].fill(0);
-        assert_eq!(zero_pieces(&body, 100), 1);
-        assert_eq!(zero_pieces(&body, 101), 0);
-        assert_eq!(zero_pieces(&[], 5), 0);
-        assert_eq!(zero_pieces(&[1, 0], 511), 1);
-        assert_eq!(zero_pieces(&[0; 1024], 512), 2);
+        assert_eq!(count_pieces(&body, 100, 0), 1);
+        assert_eq!(count_pieces(&body, 101, 0), 0);
+        body[500] = 64;
+        assert_eq!(count_pieces(&body, 100, 0), 0);
+        assert_eq!(count_pieces(&body, 100, 1), 1);
+        assert_eq!(count_pieces(&[], 5, 1), 0);
+        assert_eq!(count_pieces(&[0; 1024], 512, 0), 2);
+    }
+
+    #[test]
+    fn no_single_flipped_bit_looks_like_a_missing_part() {
+        for body in [vec![0; 700], vec![1; 700], [vec![0; 600], vec![9; 90], vec![0; 9], vec![1]].concat()] {
+            let (mut frame, _) = frame(&body);
+            let header = FrameHeader::decode(&frame).unwrap();
+            for bit in FRAME_HEADER_BYTES * 8..frame.len() * 8 {
+                frame[bit / 8] ^= 1 << (bit % 8);
+                assert!(!header.shows_missing_part(&frame[FRAME_HEADER_BYTES..], 4160), "bit {bit}");
+                frame[bit / 8] ^= 1 << (bit % 8);
+            }
+        }
     }
 }

@@ -17,7 +17,7 @@ const FOOTER_MAGIC: [u8; 8] = *b"BEAMEND\0";
 const CHECKED: usize = 60;
 
 /// A file of the log: a segment in one of its generations.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) struct SegmentKey {
     pub(crate) segment: SegmentId,
     pub(crate) generation: u32,

@@ -2,6 +2,9 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+
 use crate::{
     Sequence,
     files::Files,
@@ -15,20 +18,22 @@ use crate::{
 /// What was loaded, by where it came from. The one used longest ago goes first.
 #[derive(Debug)]
 pub(crate) struct IndexCache {
-    parts: BTreeMap<PartKey, Kept>,
+    parts: HashMap<PartKey, Kept, FixedState>,
+    /// When each was used last.
+    by_use: BTreeMap<u64, PartKey>,
     bytes: usize,
     bytes_max: usize,
     clock: u64,
 }
 
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 struct PartKey {
     segment: SegmentKey,
     run: usize,
     part: PartName,
 }
 
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 enum PartName {
     Page(usize),
     Subjects,
@@ -48,8 +53,8 @@ enum Part {
 }
 
 impl IndexCache {
-    pub(crate) const fn new(bytes_max: usize) -> Self {
-        Self { parts: BTreeMap::new(), bytes: 0, bytes_max, clock: 0 }
+    pub(crate) fn new(bytes_max: usize) -> Self {
+        Self { parts: HashMap::default(), by_use: BTreeMap::new(), bytes: 0, bytes_max, clock: 0 }
     }
 
     pub(crate) const fn bytes(&self) -> usize {
@@ -58,31 +63,39 @@ impl IndexCache {
 
     /// Forgets what was loaded of a segment.
     pub(crate) fn forget(&mut self, segment: SegmentKey) {
-        let bytes = &mut self.bytes;
+        let (bytes, by_use) = (&mut self.bytes, &mut self.by_use);
         self.parts.retain(|key, kept| {
             let keep = key.segment != segment;
             if !keep {
                 *bytes -= kept.bytes;
+                by_use.remove(&kept.used);
             }
             keep
         });
     }
 
     fn get(&mut self, key: PartKey) -> Option<Part> {
-        self.clock += 1;
         let kept = self.parts.get_mut(&key)?;
-        kept.used = self.clock;
+        // Used last already: in a walk through one page most are.
+        if kept.used != self.clock {
+            self.by_use.remove(&kept.used);
+            self.clock += 1;
+            kept.used = self.clock;
+            self.by_use.insert(kept.used, key);
+        }
         Some(kept.part.clone())
     }
 
     fn put(&mut self, key: PartKey, part: Part, bytes: usize) {
         while self.bytes + bytes > self.bytes_max
-            && let Some(oldest) = self.parts.iter().min_by_key(|(_, kept)| kept.used).map(|(key, _)| *key)
+            && let Some((_, oldest)) = self.by_use.pop_first()
         {
-            let gone = self.parts.remove(&oldest).expect("it was just found");
+            let gone = self.parts.remove(&oldest).expect("what was used is kept");
             self.bytes -= gone.bytes;
         }
+        self.clock += 1;
         self.bytes += bytes;
+        self.by_use.insert(self.clock, key);
         let replaced = self.parts.insert(key, Kept { used: self.clock, bytes, part });
         assert!(replaced.is_none(), "a part is loaded when it is not kept");
     }

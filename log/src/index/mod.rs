@@ -16,7 +16,7 @@ pub(crate) use side::{SIDE_HEADER_BYTES, SideDirectory, decode_directory, decode
 use crate::{Sequence, StreamId, Timestamp};
 
 /// Slots of a page of a side file.
-pub(crate) const PAGE_SLOTS: usize = 4096;
+pub(crate) const PAGE_SLOTS: usize = 512;
 
 /// Where one message is, and what is known of it without reading it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -140,13 +140,17 @@ pub(crate) fn encode(index: &MemoryIndex, shard: ShardId, key: SegmentKey, conte
 fn put_page(out: &mut Vec<u8>, slots: &[Slot]) {
     let from = out.len();
     for slot in slots {
-        Filler::new(out)
-            .u64(slot.sequence.0)
-            .u64(slot.timestamp.0)
-            .u32(slot.offset)
-            .u32(slot.len)
-            .u32(slot.subject)
-            .u32(slot.headers_bytes);
+        let mut bytes = [0; SLOT_BYTES];
+        let (words, rest) = bytes.split_at_mut(16);
+        let (sequence, timestamp) = words.split_at_mut(8);
+        sequence.copy_from_slice(&slot.sequence.0.to_le_bytes());
+        timestamp.copy_from_slice(&slot.timestamp.0.to_le_bytes());
+        let (fields, _) = rest.as_chunks_mut::<4>();
+        for (field, value) in fields.iter_mut().zip([slot.offset, slot.len, slot.subject, slot.headers_bytes])
+        {
+            *field = value.to_le_bytes();
+        }
+        out.extend_from_slice(&bytes);
     }
     let checksum = crc32fast::hash(out.get(from..).expect("the page was just put there"));
     Filler::new(out).u32(checksum);
@@ -338,14 +342,14 @@ mod tests {
         let run = index.run(StreamId(9)).unwrap();
         assert_eq!(row.totals, run.totals());
         let mut slots = Vec::new();
-        for page in 0..2 {
+        for page in 0..10 {
             let (at, len) = row.page_range(page).unwrap();
             let at = usize::try_from(at).unwrap();
             slots.extend_from_slice(&decode_page(&bytes[at..at + len]).unwrap());
         }
         assert_eq!(slots, run.slots());
-        assert_eq!(row.page_of(Sequence(4096)), 0);
-        assert_eq!(row.page_of(Sequence(4097)), 1);
+        assert_eq!(row.page_of(Sequence(512)), 0);
+        assert_eq!(row.page_of(Sequence(513)), 1);
         let (at, len) = row.subjects_range();
         let at = usize::try_from(at).unwrap();
         let subjects = decode_subjects(row, &bytes[at..at + len as usize]).unwrap();
