@@ -97,6 +97,15 @@ pub enum Advisory {
         consumer_sequence: u64,
         deliveries: u64,
     },
+    /// An ack that the consumer's sample frequency chose: how long it took.
+    AckSampled {
+        stream: String,
+        consumer: String,
+        stream_sequence: Sequence,
+        consumer_sequence: u64,
+        deliveries: u64,
+        delay_nanos: u64,
+    },
     MessageTerminated {
         stream: String,
         consumer: String,

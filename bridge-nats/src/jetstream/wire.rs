@@ -208,15 +208,30 @@ impl Wire for NatsWire {
             Advisory::MessageTerminated { stream, consumer, .. } => {
                 (format!("CONSUMER.MSG_TERMINATED.{stream}.{consumer}"), "terminated")
             }
+            Advisory::AckSampled { stream, consumer, .. } => {
+                (format!("CONSUMER.ACK.{stream}.{consumer}"), "consumer_ack")
+            }
+        };
+        let (event, family) = match advisory {
+            Advisory::AckSampled { .. } => ("METRIC", "metric"),
+            Advisory::StreamCreated { .. }
+            | Advisory::StreamUpdated { .. }
+            | Advisory::StreamDeleted { .. }
+            | Advisory::ConsumerCreated { .. }
+            | Advisory::ConsumerDeleted { .. }
+            | Advisory::ConsumerPaused { .. }
+            | Advisory::MaxDeliveries { .. }
+            | Advisory::MessageNaked { .. }
+            | Advisory::MessageTerminated { .. } => ("ADVISORY", "advisory"),
         };
         let mut body = String::with_capacity(256);
         Object::write(&mut body, |object| {
-            object.text("type", &format!("io.nats.jetstream.advisory.v1.{kind}"));
+            object.text("type", &format!("io.nats.jetstream.{family}.v1.{kind}"));
             object.text("id", &self.advisory_id());
             object.time("timestamp", now);
             write_advisory(advisory, object);
         });
-        Some((format!("$JS.EVENT.ADVISORY.{subject}"), body.into_bytes()))
+        Some((format!("$JS.EVENT.{event}.{subject}"), body.into_bytes()))
     }
 }
 
@@ -234,7 +249,8 @@ fn write_advisory(advisory: &Advisory, object: &mut Object<'_>) {
         | Advisory::ConsumerPaused { stream, consumer, .. }
         | Advisory::MaxDeliveries { stream, consumer, .. }
         | Advisory::MessageNaked { stream, consumer, .. }
-        | Advisory::MessageTerminated { stream, consumer, .. } => (stream, consumer),
+        | Advisory::MessageTerminated { stream, consumer, .. }
+        | Advisory::AckSampled { stream, consumer, .. } => (stream, consumer),
     };
     object.text("stream", stream);
     object.text("consumer", consumer);
@@ -252,6 +268,12 @@ fn write_advisory(advisory: &Advisory, object: &mut Object<'_>) {
         Advisory::MessageNaked { stream_sequence, consumer_sequence, deliveries, .. } => {
             object.number("consumer_seq", *consumer_sequence);
             object.number("stream_seq", stream_sequence.0);
+            object.number("deliveries", *deliveries);
+        }
+        Advisory::AckSampled { stream_sequence, consumer_sequence, deliveries, delay_nanos, .. } => {
+            object.number("consumer_seq", *consumer_sequence);
+            object.number("stream_seq", stream_sequence.0);
+            object.number("ack_time", *delay_nanos);
             object.number("deliveries", *deliveries);
         }
         Advisory::MessageTerminated { stream_sequence, consumer_sequence, deliveries, reason, .. } => {
@@ -400,5 +422,22 @@ mod tests {
         );
         assert_ne!(first["id"], second["id"]);
         assert_eq!(first["id"].as_str().unwrap().len(), 22);
+    }
+
+    #[test]
+    fn a_sampled_ack_is_a_metric() {
+        let sampled = Advisory::AckSampled {
+            stream: "S".to_owned(),
+            consumer: "c".to_owned(),
+            stream_sequence: Sequence(1),
+            consumer_sequence: 2,
+            deliveries: 3,
+            delay_nanos: 4,
+        };
+        let (subject, body) = NatsWire::new().advisory(&sampled, Timestamp(1)).unwrap();
+        let body: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(subject, "$JS.EVENT.METRIC.CONSUMER.ACK.S.c");
+        assert_eq!(body["type"], "io.nats.jetstream.metric.v1.consumer_ack");
+        assert_eq!((&body["ack_time"], &body["deliveries"]), (&json!(4), &json!(3)));
     }
 }

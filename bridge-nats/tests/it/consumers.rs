@@ -400,3 +400,14 @@ async fn an_ephemeral_consumer_goes_when_nobody_uses_it() {
     };
     tokio::time::timeout(PATIENCE, gone).await.unwrap();
 }
+
+#[tokio::test]
+async fn sampled_acks_tell_how_long_they_took() {
+    let scene = scene().await;
+    let mut metrics = scene.node.client().await.subscribe("$JS.EVENT.METRIC.CONSUMER.ACK.>").await.unwrap();
+    scene.publish(0..1).await;
+    let consumer = scene.pull(pull::Config { sample_frequency: 100, ..durable("worker") }).await;
+    fetch(&consumer, 1).await[0].double_ack().await.unwrap();
+    let told = tokio::time::timeout(PATIENCE, metrics.next()).await.unwrap().unwrap();
+    assert_eq!(told.subject.as_str(), "$JS.EVENT.METRIC.CONSUMER.ACK.ORDERS.worker");
+}

@@ -29,10 +29,12 @@ impl Consumer {
         }
         let next = match kind {
             AckKind::Ack => {
+                self.sample(now, target, out);
                 self.done(now, sequence, out);
                 None
             }
             AckKind::AckNext(request) => {
+                self.sample(now, target, out);
                 self.done(now, sequence, out);
                 Some(request)
             }
@@ -72,6 +74,30 @@ impl Consumer {
                 out.push(ConsumerOutput::AckReply { to: reply });
             }
         }
+    }
+
+    /// Tells of an ack, if it is its turn.
+    fn sample(&mut self, now: Timestamp, target: &AckTarget, out: &mut Vec<ConsumerOutput>) {
+        let (share, sum) = &mut self.sample;
+        if *share == 0 || self.config.ack_policy != AckPolicy::Explicit {
+            return;
+        }
+        let Some(row) = self.state.pending.get(target.stream_sequence) else { return };
+        *sum += (*share).min(100);
+        if *sum < 100 {
+            return;
+        }
+        *sum -= 100;
+        let waited = state::ack_wait_nanos(&self.config, row.delivery_count);
+        let delivered_at = row.due.0.saturating_sub(waited);
+        out.push(ConsumerOutput::Advisory(Advisory::AckSampled {
+            stream: self.stream.clone(),
+            consumer: self.config.name.clone(),
+            stream_sequence: target.stream_sequence,
+            consumer_sequence: target.consumer_sequence,
+            deliveries: target.delivery_count,
+            delay_nanos: now.0.saturating_sub(delivered_at),
+        }));
     }
 
     fn done(&mut self, now: Timestamp, sequence: Sequence, out: &mut Vec<ConsumerOutput>) {

@@ -58,6 +58,8 @@ pub struct Consumer {
     /// Counts calls of `deliver`.
     pub(super) round: u64,
     pub(super) signals_acks: bool,
+    /// Share of acks to sample, in per cent, and what has added up of it.
+    pub(super) sample: (u32, u32),
 }
 
 /// Replay policy "original", until the messages that were there at the start are delivered.
@@ -122,6 +124,7 @@ impl Consumer {
             stream: stream.to_owned(),
             filters: Filters::new(&config.filter_subjects),
             push: config.push.as_ref().map(Push::new),
+            sample: (sample_share(&config), 0),
             config,
             created,
             next: state.next(),
@@ -214,6 +217,7 @@ impl Consumer {
 
     /// What is derived from the configuration follows it.
     fn reconfigured(&mut self) {
+        self.sample = (sample_share(&self.config), 0);
         self.filters = Filters::new(&self.config.filter_subjects);
         match (&mut self.push, &self.config.push) {
             (Some(push), Some(config)) if push.to == config.deliver_subject.as_bytes() => {
@@ -458,4 +462,9 @@ impl Consumer {
     pub(super) fn tracks_acks(&self) -> bool {
         self.config.ack_policy != AckPolicy::None
     }
+}
+
+/// "30%" and "30" are 30; what is no number was refused before.
+fn sample_share(config: &ConsumerConfig) -> u32 {
+    config.sample_frequency.trim_end_matches('%').parse().unwrap_or(0)
 }

@@ -253,6 +253,23 @@ fn the_floor_moves_by_acks_and_not_over_what_does_not_match() {
     assert_eq!(scene.figures(), ((4, 10), (3, 8), 1, 0));
 }
 
+#[test]
+fn as_many_acks_are_sampled_as_were_asked_for_and_tell_how_long_they_took() {
+    let config = ConsumerConfig { sample_frequency: "30%".to_owned(), ..explicit() };
+    let mut scene = Scene::with(&["a"; 20], config);
+    scene.fetch(20);
+    scene.pass(2 * SECOND);
+    let mut delays = Vec::new();
+    for n in 1..=20 {
+        for said in scene.ack(n) {
+            if let Said::Advisory(Advisory::AckSampled { delay_nanos, .. }) = said {
+                delays.push(delay_nanos);
+            }
+        }
+    }
+    assert_eq!(delays, [2 * SECOND; 6]);
+}
+
 /// All orders in which five messages can be acked, against what the floor means.
 #[test]
 fn the_floor_is_the_end_of_what_is_acked_without_a_gap_in_every_order() {
