@@ -38,6 +38,8 @@ pub enum DeliveryStatus {
     BatchCompleted { messages: u32, bytes: u64 },
     /// 503, to a pull: there is no such consumer.
     NoConsumer { stream: String, consumer: String },
+    /// 503, to an ack whose sender waits: there is no such consumer.
+    NobodyToAck,
     /// 409
     ConsumerDeleted,
     /// 409

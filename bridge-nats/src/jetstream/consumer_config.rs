@@ -1,6 +1,6 @@
 //! A consumer's configuration and figures, between JSON and the router's types.
 
-use beamlog_router::api::error::ConsumerConfigError;
+use beamlog_router::api::error::{ApiError, ConsumerConfigError};
 use beamlog_router::consumer::{
     AckPolicy, ConsumerConfig, ConsumerInfo, ConsumerPosition, DeliverPolicy, PullLimits, PushConfig,
     ReplayPolicy,
@@ -98,13 +98,13 @@ pub(super) fn read(fields: &mut Fields) -> Result<Result<Sent, ErrorBody>, Malfo
         Some(ErrorBody::consumer_create("sourcing consumers are not supported"))
     } else if replicas < 0 {
         Some(ErrorBody::new(400, 10133, "replicas count cannot be negative"))
+    } else if replicas > 1 {
+        Some((&ApiError::ReplicasNotSupported).into())
     } else {
         let pull = deliver_subject.is_empty();
         [
             (ack_wait < 0, ConsumerConfigError::AckWaitNegative),
             (backoff.iter().any(|&wait| wait < 0), ConsumerConfigError::BackoffNegative),
-            (max_waiting < 0 && pull, ConsumerConfigError::MaxWaitingNegative),
-            (max_batch < 0, ConsumerConfigError::MaxRequestBatchNegative),
             (max_expires < 0, ConsumerConfigError::MaxRequestExpiresTooSmall),
             (pull && rate_limit > 0, ConsumerConfigError::PullWithRateLimit),
             (pull && heartbeat > 0, ConsumerConfigError::HeartbeatRequiresPush),
@@ -398,7 +398,7 @@ mod tests {
             (r#"{"sourcing":true}"#, 10012),
             (r#"{"ack_wait":-1}"#, 10183),
             (r#"{"backoff":[-1]}"#, 10184),
-            (r#"{"max_waiting":-1}"#, 10087),
+            (r#"{"num_replicas":3}"#, 10074),
             (r#"{"rate_limit_bps":1}"#, 10086),
             (r#"{"idle_heartbeat":1}"#, 10088),
             (r#"{"flow_control":true}"#, 10089),

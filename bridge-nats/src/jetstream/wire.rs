@@ -165,6 +165,7 @@ impl Wire for NatsWire {
             // As if nobody listened there, which is what nats-server's clients are told.
             DeliveryStatus::NoConsumer { stream, consumer } => Builder::status(503, "")
                 .header("Nats-Subject", format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}")),
+            DeliveryStatus::NobodyToAck => Builder::status(503, ""),
             DeliveryStatus::ConsumerDeleted => Builder::status(409, "Consumer Deleted"),
             DeliveryStatus::ConsumerIsPushBased => Builder::status(409, "Consumer is push based"),
             DeliveryStatus::ServerShutdown => Builder::status(409, "Server Shutdown"),

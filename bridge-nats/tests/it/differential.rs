@@ -12,9 +12,9 @@ use tokio::net::TcpStream;
 use crate::raw::{PATIENCE, options, start};
 
 /// A nats-server of its own, on a free port.
-struct NatsServer {
+pub(crate) struct NatsServer {
     process: Child,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
     _directory: TempDir,
 }
 
@@ -33,7 +33,7 @@ fn binary() -> PathBuf {
 }
 
 impl NatsServer {
-    fn start(arguments: &[&str]) -> Self {
+    pub(crate) fn start(arguments: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mut process = Command::new(binary())
             .args(["-a", "127.0.0.1", "-p", "-1", "-sd"])

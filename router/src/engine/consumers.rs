@@ -230,7 +230,12 @@ impl Engine {
                 .iter()
                 .filter(|(other, _)| **other != consumer)
                 .map(|(_, slot)| slot.consumer.config());
-            slot.consumer.validate_update(&mut config, &stream.body.config, &mut others)?;
+            let valid = slot.consumer.validate_update(&mut config, &stream.body.config, &mut others);
+            // What may not be changed is there already, for who wants to create it.
+            valid.map_err(|error| match (error, action) {
+                (ApiError::ConsumerCreateFailed(_), ConsumerAction::Create) => ApiError::ConsumerExists,
+                (error, _) => error,
+            })?;
         }
         // The creation or change it repeats may not be durable yet.
         self.commit_wanted = true;
@@ -389,13 +394,20 @@ impl Engine {
             }
         });
         let remaining_nanos = until.map_or(0, |until| until.0.saturating_sub(turn.now.0));
-        Ok(Response::Paused { until: until.filter(|_| remaining_nanos > 0), remaining_nanos })
+        Ok(Response::Paused { until, remaining_nanos })
     }
 
     pub(super) fn acknowledge(&mut self, turn: &mut Turn<'_>, acknowledgement: Acknowledgement) {
         let Acknowledgement { target, kind, reply } = acknowledgement;
-        // An ack for what is gone has nobody to tell: clients do not wait for more than a sign.
-        let Ok((id, consumer)) = self.find_consumer(&target.stream, &target.consumer) else { return };
+        let Ok((id, consumer)) = self.find_consumer(&target.stream, &target.consumer) else {
+            if let Some(to) = reply {
+                let (stream, consumer) = (target.stream, target.consumer);
+                let names = Arc::new(ConsumerNames { stream, consumer });
+                let status = DeliveryStatus::NobodyToAck;
+                self.outputs.push_back(Output::Status { names, to, token: None, status });
+            }
+            return;
+        };
         self.with_consumer(turn, id, consumer, |consumer, now, _, out| {
             consumer.ack(now, &target, kind, reply, out);
         });

@@ -131,7 +131,12 @@ impl Engine {
             return Err(ApiError::MessageDeleteFailed("message delete not permitted".into()));
         }
         if !stream.body.lives(sequence) {
-            return Err(ApiError::MessageDeleteFailed("no message found".into()));
+            let inside = sequence >= stream.body.first && sequence <= stream.body.last;
+            return Err(if inside {
+                ApiError::SequenceNotFound(sequence)
+            } else {
+                ApiError::MessageDeleteFailed("no message found".into())
+            });
         }
         stream.remove(turn.journal, sequence);
         let id = stream.body.id;

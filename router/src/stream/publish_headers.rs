@@ -96,7 +96,7 @@ fn parse_ttl(value: &[u8]) -> Result<TimeToLive, InvalidTtl> {
     if text.eq_ignore_ascii_case("never") {
         return Ok(TimeToLive::Never);
     }
-    if text.bytes().all(|byte| byte.is_ascii_digit()) {
+    if text != "0" && text.bytes().all(|byte| byte.is_ascii_digit()) {
         return text.parse().map(TimeToLive::Seconds).map_err(|_| InvalidTtl);
     }
     let nanos = duration_nanos(text).ok_or(InvalidTtl)?;
@@ -169,6 +169,7 @@ mod tests {
         check("500ms", Err(InvalidTtl));
         check("-1", Err(InvalidTtl));
         check("soon", Err(InvalidTtl));
-        check("", Ok(TimeToLive::Seconds(0)));
+        // Go reads a bare 0 as a duration, which is shorter than a second.
+        check("0", Err(InvalidTtl));
     }
 }

@@ -133,13 +133,8 @@ fn validate_subjects(config: &mut StreamConfig) -> Result<(), ApiError> {
     if config.subjects.len() > SUBJECTS_MAX || bytes > SUBJECTS_BYTES_MAX {
         return Err(invalid(format!("maximum subjects of a stream is {SUBJECTS_MAX}")));
     }
-    let mut sorted: Vec<&str> = config.subjects.iter().map(String::as_str).collect();
-    sorted.sort_unstable();
     for subject in &config.subjects {
         subject::check_filter(subject.as_bytes()).map_err(|_| invalid("invalid subject"))?;
-    }
-    if sorted.windows(2).any(|pair| pair[0] == pair[1]) {
-        return Err(invalid("duplicate subjects detected"));
     }
     for (at, text) in config.subjects.iter().enumerate() {
         let filter = text.as_bytes();

@@ -50,7 +50,7 @@ fn bad_configurations_are_refused_in_the_words_of_nats_server() {
         refusal(config)
     };
     assert_eq!(with(|c| c.subjects = vec!["a..b".into()]), "invalid subject");
-    assert_eq!(with(|c| c.subjects = vec!["a".into(), "a".into()]), "duplicate subjects detected");
+    assert_eq!(with(|c| c.subjects = vec!["a".into(), "a".into()]), "subject \"a\" overlaps with \"a\"");
     assert_eq!(
         with(|c| c.subjects = vec!["a.*".into(), "a.b".into()]),
         "subject \"a.*\" overlaps with \"a.b\""
