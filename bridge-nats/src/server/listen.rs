@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -32,6 +32,8 @@ pub(crate) struct Context {
     departure: Notify,
     connections: Mutex<BTreeMap<u64, Arc<Connection>>>,
     last_id: AtomicU64,
+    /// TLS handshakes under way.
+    pub(super) handshakes: AtomicUsize,
     /// Reads of all connections, so that each sees how busy the others are.
     pub(super) reads: AtomicU64,
     /// Of connections that ended; those that live are added when asked.
@@ -99,6 +101,7 @@ impl Server {
             departure: Notify::new(),
             connections: Mutex::default(),
             last_id: AtomicU64::new(0),
+            handshakes: AtomicUsize::new(0),
             reads: AtomicU64::new(0),
             ended: Mutex::default(),
         });
@@ -256,13 +259,20 @@ impl Context {
 }
 
 async fn accept(context: Arc<Context>, listener: TcpListener) {
+    const PAUSE_MIN: Duration = Duration::from_millis(10);
+    const PAUSE_MAX: Duration = Duration::from_secs(1);
+    let mut pause = PAUSE_MIN;
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => begin(&context, stream, peer),
+            Ok((stream, peer)) => {
+                pause = PAUSE_MIN;
+                begin(&context, stream, peer);
+            }
             Err(error) => {
                 // Out of descriptors, or a peer that left before it was accepted: neither ends the server.
                 warn!(err = %error, "accepting a connection failed");
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PAUSE_MAX);
             }
         }
     }

@@ -75,6 +75,7 @@ async fn greet(
     greeting: Vec<u8>,
 ) -> io::Result<(TcpStream, Option<Tls>, Vec<u8>)> {
     let Some(tls) = &context.options.tls else { return Ok((stream, None, greeting)) };
+    let _handshake = Handshake::begin(context)?;
     if tls.handshake_first {
         let (stream, state) = handshake(tls, stream).await?;
         return Ok((stream, Some(state), greeting));
@@ -93,6 +94,25 @@ async fn greet(
 }
 
 const TLS_HANDSHAKE_RECORD: u8 = 0x16;
+
+/// One of the handshakes under way. They are bounded like connections, which they are not yet.
+struct Handshake<'a>(&'a Context);
+
+impl<'a> Handshake<'a> {
+    fn begin(context: &'a Context) -> io::Result<Self> {
+        let begun = Self(context);
+        if context.handshakes.fetch_add(1, Ordering::Relaxed) >= context.options.connections_max {
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
+        Ok(begun)
+    }
+}
+
+impl Drop for Handshake<'_> {
+    fn drop(&mut self) {
+        self.0.handshakes.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 async fn handshake(tls: &TlsOptions, stream: TcpStream) -> io::Result<(TcpStream, Tls)> {
     let acceptor = TlsAcceptor::from(Arc::clone(&tls.config));

@@ -345,7 +345,9 @@ impl Connection {
                         state.spare = chunk;
                     }
                     // Somebody else has promised to write what came meanwhile.
-                    if state.buffer.is_empty() || state.promised || state.closed.is_some() {
+                    let more = !state.buffer.is_empty() && !state.promised;
+                    let more = more || std::mem::take(&mut state.urged);
+                    if !more || state.closed.is_some() {
                         state.writing = false;
                         return;
                     }

@@ -13,6 +13,7 @@ mod tests;
 mod watch;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 
 pub use index::SubscriptionKey;
 pub use route::{RouteCache, Routed};
@@ -63,6 +64,8 @@ pub type OnChange = Box<dyn Fn(&[u8], &[u8], bool) + Send + Sync>;
 pub struct Interest {
     index: index::Index,
     watched: watch::Watched,
+    /// Where the next cache begins to draw members of queue groups.
+    draws: AtomicU32,
 }
 
 impl std::fmt::Debug for Interest {
@@ -80,7 +83,7 @@ impl Default for Interest {
 impl Interest {
     #[must_use]
     pub fn new() -> Self {
-        Self { index: index::Index::new(), watched: watch::Watched::default() }
+        Self { index: index::Index::new(), watched: watch::Watched::default(), draws: AtomicU32::new(0) }
     }
 
     /// Adds a subscription: messages that `filter` matches are offered to `subscriber` with `id`. Of the

@@ -1,6 +1,7 @@
 //! The way of one message to its receivers, and what a caller remembers of it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use beamlog_log::StreamId;
 use bytes::Bytes;
@@ -148,9 +149,9 @@ impl RouteCache {
     }
 }
 
-/// Xorshift: a fair spread over a queue group is all that is asked of it.
+/// Xorshift: a fair spread over a queue group is all that is asked of it. 0 is a state that has not begun.
 fn draw(state: &mut u32, count: usize) -> usize {
-    let mut next = if *state == 0 { 0x9e37_79b9 } else { *state };
+    let mut next = *state;
     next ^= next << 13;
     next ^= next >> 17;
     next ^= next << 5;
@@ -193,6 +194,12 @@ impl Interest {
         };
         for target in &matches.plain {
             receivers += usize::from(offer(target));
+        }
+        if *random == 0 && matches.groups_used > 0 {
+            // Each cache begins elsewhere: a connection may live for one message only, and thousands of them
+            // must not all choose the same member.
+            let begun = self.draws.fetch_add(1, Ordering::Relaxed);
+            *random = begun.wrapping_add(1).wrapping_mul(0x9e37_79b9) | 1;
         }
         for (_, members) in matches.groups.iter().take(matches.groups_used) {
             let first = draw(random, members.len());

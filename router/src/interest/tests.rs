@@ -118,6 +118,20 @@ fn one_of_a_group_gets_it_under_whatever_filter_it_joined() {
 }
 
 #[test]
+fn callers_that_route_once_do_not_all_choose_the_same_member() {
+    let mut world = World::new();
+    for id in 0..4 {
+        world.subscribe("a", Some("q"), id);
+    }
+    let mut counts = [0; 4];
+    for _ in 0..400 {
+        world.cache = RouteCache::new();
+        counts[usize::try_from(world.route("a")[0]).unwrap()] += 1;
+    }
+    assert!(counts.iter().all(|&count| count > 50), "{counts:?}");
+}
+
+#[test]
 fn a_member_that_refuses_passes_it_on() {
     let mut world = World::new();
     let refusing = Arc::new(Inbox { refuses: true, ..Inbox::default() });
