@@ -298,8 +298,7 @@ fn an_empty_directory_refuses_where_there_was_a_log() {
 #[test]
 fn another_shards_segments_refuse() {
     let disk = store(true);
-    let opened =
-        Log::open(std::sync::Arc::new(disk.clone()), directory(), beamlog_log::ShardId(9), options());
+    let opened = Log::open(std::sync::Arc::new(disk), directory(), beamlog_log::ShardId(9), options());
     assert!(matches!(opened, Err(OpenError::ForeignShard { .. })));
 }
 

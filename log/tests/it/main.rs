@@ -9,4 +9,5 @@ mod envelope;
 mod io_errors;
 mod life;
 mod model;
+mod recovery;
 mod world;
