@@ -34,7 +34,6 @@ targets! {
     headers,
     identity,
     interest,
-    nats_protocol,
     segment_open,
     subject_filter,
 }

@@ -65,22 +65,29 @@ def need_filesystem(kind):
 class Filesystem:
     """A real filesystem on a loop device over a file in memory."""
 
-    def __init__(self, kind, size="1G", over=None):
+    def __init__(self, kind, size="1G"):
         need_filesystem(kind)
         self.kind = kind
-        self.folder = Path(tempfile.mkdtemp(prefix="beamlog-faults-", dir=over or "/dev/shm"))
-        self.image = self.folder / "image"
         self.mountpoint = Path(tempfile.mkdtemp(prefix="beamlog-faults-"))
         self.device = None
         self.mounted = False
         try:
-            run("truncate", "-s", size, self.image)
-            self.device = run("losetup", "-f", "--show", self.image).strip()
+            self.device = self.attach(size)
             run(*MKFS[kind], self.device)
             self.mount()
         except BaseException:
             self.remove()
             raise
+
+    def attach(self, size):
+        self.folder = Path(tempfile.mkdtemp(prefix="beamlog-faults-", dir="/dev/shm"))
+        run("truncate", "-s", size, self.folder / "image")
+        return run("losetup", "-f", "--show", self.folder / "image").strip()
+
+    def detach(self):
+        if self.device:
+            run("losetup", "-d", self.device)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def mount(self):
         run("mount", "-t", self.kind, self.device, self.mountpoint)
@@ -116,11 +123,9 @@ class Filesystem:
         if self.mounted:
             with contextlib.suppress(RuntimeError):
                 self.unmount()
-        if self.device and not self.mounted:
-            with contextlib.suppress(RuntimeError):
-                run("losetup", "-d", self.device)
         if not self.mounted:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            with contextlib.suppress(RuntimeError, OSError):
+                self.detach()
             with contextlib.suppress(OSError):
                 self.mountpoint.rmdir()
 
@@ -129,6 +134,38 @@ class Filesystem:
 
     def __exit__(self, *_):
         self.remove()
+
+
+ZRAM = Path("/sys/class/zram-control")
+
+
+class FailingFilesystem(Filesystem):
+    """The same on a compressed disk in memory, whose writes fail with EIO when it may not grow. (A loop
+    device over a full filesystem does not do: it reports a write that was cut short as done.)"""
+
+    def __init__(self, kind="ext4", size="2G"):
+        need_root()
+        if not (ZRAM / "hot_add").exists():
+            raise Missing(f"{ZRAM}: this kernel has no zram (modprobe zram)")
+        super().__init__(kind, size)
+
+    def attach(self, size):
+        self.number = (ZRAM / "hot_add").read_text().strip()
+        self.zram = Path(f"/sys/block/zram{self.number}")
+        (self.zram / "disksize").write_text(size)
+        node = Path(f"/dev/zram{self.number}")
+        if not node.exists():
+            major, minor = (self.zram / "dev").read_text().split(":")
+            os.mknod(node, 0o600 | 0o060000, os.makedev(int(major), int(minor)))
+        return str(node)
+
+    def detach(self):
+        (self.zram / "reset").write_text("1")
+        (ZRAM / "hot_remove").write_text(self.number)
+        Path(self.device or "/dev/null/none").unlink(missing_ok=True)
+
+    def fail_writes(self, failing):
+        (self.zram / "mem_limit").write_text("4096" if failing else "0")
 
 
 def read_past_cache(path, chunk=1 << 20):
