@@ -378,7 +378,16 @@ impl Consumer {
 
     /// Emits the records of what happened since the last flush.
     pub fn flush(&mut self, now: Timestamp, out: &mut Vec<ConsumerOutput>) {
+        let first = out.len();
         self.unlogged.take(now, self.state.consumer_sequence, out);
+        // What users are told of the last activity is what a replay would tell them.
+        for output in &out[first..] {
+            if let ConsumerOutput::Record(ConsumerRecord::Progress { at, .. }) = output {
+                self.state.delivered_at = *at;
+            } else if let ConsumerOutput::Record(ConsumerRecord::Acked { at, .. }) = output {
+                self.state.acked_at = *at;
+            }
+        }
     }
 
     /// Folds a logged record in (replay).

@@ -8,7 +8,7 @@ use std::sync::PoisonError;
 use beamlog_log::{Sequence, StreamId};
 
 use crate::api::error::{ApiError, PublishRefusal};
-use crate::api::request::{Answer, PublishOutcome, Published, Request, Response};
+use crate::api::request::{Answer, PublishOutcome, Request, Response};
 use crate::driver::Driver;
 use crate::driver::command::{Command, PublishReply, StreamPublish};
 use crate::driver::release::Held;
@@ -30,11 +30,9 @@ impl Driver {
         *self.shared.health.lock().unwrap_or_else(PoisonError::into_inner) = Health::LogFailed { reason };
         let mut doubtful: BTreeMap<StreamId, Sequence> = BTreeMap::new();
         let held = std::mem::take(&mut self.held);
-        for one in &held {
-            if let Held::PublishAck { stream, result: Ok(Published::Stored(sequence)), .. } = one {
-                let first = doubtful.entry(*stream).or_insert(*sequence);
-                *first = (*first).min(*sequence);
-            }
+        for (stream, sequence) in self.unsynced.drain(..) {
+            let first = doubtful.entry(stream).or_insert(sequence);
+            *first = (*first).min(sequence);
         }
         self.failure = Some(Failure { doubtful });
         for one in held {

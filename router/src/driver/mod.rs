@@ -17,11 +17,11 @@ use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use beamlog_log::{CloseError, DataDirectory, Log, RollError, Timestamp};
+use beamlog_log::{CloseError, DataDirectory, Log, RollError, Sequence, StreamId, Timestamp};
 use hashbrown::HashMap;
 
 use crate::api::error::{ApiError, PublishRefusal};
-use crate::api::request::{PublishOutcome, Request};
+use crate::api::request::{PublishOutcome, Published, Request};
 use crate::driver::checkpoint::Checkpoints;
 use crate::driver::clock::Clock;
 use crate::driver::command::{Command, PublishReply, StreamPublish, Then};
@@ -74,6 +74,8 @@ pub(crate) struct Driver {
     maintain_more: bool,
     counted: Instant,
     failure: Option<Failure>,
+    /// The first message of each stream stored since the last sync; neighbours of one stream once.
+    unsynced: Vec<(StreamId, Sequence)>,
     full: bool,
     commits: u64,
     sync_nanos: u64,
@@ -133,6 +135,7 @@ impl Driver {
             maintain_more: true,
             counted: now,
             failure: None,
+            unsynced: Vec::new(),
             full: false,
             commits: 0,
             sync_nanos: 0,
@@ -274,6 +277,11 @@ impl Driver {
         let mut reply = Some(reply);
         while let Some(output) = self.engine.poll_output() {
             if let Output::Published { stream, result, acked } = output {
+                if let Ok(Published::Stored(sequence)) = &result
+                    && self.unsynced.last().is_none_or(|(last, _)| *last != stream)
+                {
+                    self.unsynced.push((stream, *sequence));
+                }
                 let reply = reply.take().expect("a publish has one outcome");
                 self.hold_outcome(publish, reply, stream, result, acked);
             } else {
@@ -323,6 +331,7 @@ impl Driver {
             }
         }
         let took = self.clock.instant().saturating_duration_since(begun);
+        self.unsynced.clear();
         self.sync_nanos += u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.commits += 1;
         true
@@ -343,7 +352,8 @@ impl Driver {
         let rolled = self.log.roll(&mut self.engine.snapshot());
         match rolled {
             Ok(()) => {
-                self.set_full(false);
+                // Without a place for the segment after this one, this one is for what frees space (DR16).
+                self.set_full(self.log.is_full());
                 self.maintain_more = true;
                 self.checkpoints.wish();
             }
@@ -412,12 +422,9 @@ impl Driver {
             let now = self.clock.now();
             self.lazy_commit.get_or_insert(Timestamp(now.0 + LAZY_COMMIT_NANOS));
         }
-        if self.full && !self.log.is_full() {
-            if self.log.needs_roll() {
-                self.roll();
-            } else {
-                self.set_full(false);
-            }
+        self.set_full(self.log.is_full());
+        if self.log.pending_records() == 0 {
+            self.roll_if_needed();
         }
     }
 

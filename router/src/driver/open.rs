@@ -233,6 +233,7 @@ impl Driver {
             self.hold(output);
         }
         self.release();
+        self.set_full(self.log.is_full());
         self.roll_if_needed();
     }
 }
