@@ -132,6 +132,11 @@ impl DataDirectory {
         Ok(directory)
     }
 
+    /// Whose store lies at `path`, without a lock and without changing anything; `None` if none does.
+    pub fn identity_of(disk: &dyn Disk, path: &Path) -> Result<Option<Identity>, DirectoryError> {
+        read_identity(disk, path)
+    }
+
     /// The log's directory exists, and has files if it ever had.
     fn prepare(&self) -> Result<(), DirectoryError> {
         let log = self.shard_directory(ShardId(0));

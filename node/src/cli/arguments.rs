@@ -10,6 +10,7 @@ use crate::cli::kv::KvArguments;
 use crate::cli::messages::{PublishArguments, ReplyArguments, RequestArguments, SubscribeArguments};
 use crate::cli::output::Format;
 use crate::cli::serve::ServeArguments;
+use crate::cli::store::StoreCommand;
 use crate::cli::stream::StreamArguments;
 
 /// A persistent-log message router that NATS and JetStream clients use unchanged.
@@ -59,6 +60,9 @@ pub(crate) enum Command {
     Consumer(ConsumerArguments),
     /// Keys and values in buckets.
     Kv(KvArguments),
+    /// Look into the store of a node that is not running.
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Check and show the configuration of a node.
     #[command(subcommand)]
     Config(ConfigCommand),

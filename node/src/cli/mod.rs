@@ -13,6 +13,7 @@ mod output;
 pub mod reference;
 mod run;
 mod serve;
+mod store;
 mod stream;
 mod subjects;
 

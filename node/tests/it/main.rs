@@ -1,8 +1,12 @@
 //! The integration tests of the node, and the tests that hold the repository's own rules.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod admin;
+mod commands;
 mod configuration;
 mod edges;
 mod references;
 mod repository;
+mod running;
+mod serve;
 mod tidy;
