@@ -92,12 +92,12 @@ fn number(value: &[u8]) -> u64 {
 }
 
 fn parse_ttl(value: &[u8]) -> Result<TimeToLive, InvalidTtl> {
-    let text = std::str::from_utf8(value).map_err(|_| InvalidTtl)?;
+    let text = std::str::from_utf8(value).map_err(|_unreadable| InvalidTtl)?;
     if text.eq_ignore_ascii_case("never") {
         return Ok(TimeToLive::Never);
     }
     if text != "0" && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return text.parse().map(TimeToLive::Seconds).map_err(|_| InvalidTtl);
+        return text.parse().map(TimeToLive::Seconds).map_err(|_unreadable| InvalidTtl);
     }
     let nanos = duration_nanos(text).ok_or(InvalidTtl)?;
     if nanos < 1_000_000_000 { Err(InvalidTtl) } else { Ok(TimeToLive::Seconds(nanos / 1_000_000_000)) }

@@ -26,6 +26,7 @@ struct Entry {
     last: u64,
     /// All living sequences in order: kept only where a limit per subject asks for the oldest, and only
     /// while it is complete.
+    #[expect(clippy::box_collection, reason = "most entries have none, and there are millions of entries")]
     order: Option<Box<VecDeque<u64>>>,
 }
 

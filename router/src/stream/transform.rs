@@ -55,7 +55,7 @@ fn part(token: &[u8]) -> Result<Part<'_>, InvalidMapping> {
 /// Checks a mapping; an empty source is everything.
 pub(crate) fn check(mapping: &SubjectMapping) -> Result<(), InvalidMapping> {
     let source = source(mapping);
-    subject::check_filter(source).map_err(|_| InvalidMapping::Source)?;
+    subject::check_filter(source).map_err(|_invalid| InvalidMapping::Source)?;
     let wildcards = subject::tokens(source).filter(|token| *token == b"*").count();
     let source_has_tail = source.ends_with(b">");
     let mut destination_has_tail = false;

@@ -134,7 +134,7 @@ fn validate_subjects(config: &mut StreamConfig) -> Result<(), ApiError> {
         return Err(invalid(format!("maximum subjects of a stream is {SUBJECTS_MAX}")));
     }
     for subject in &config.subjects {
-        subject::check_filter(subject.as_bytes()).map_err(|_| invalid("invalid subject"))?;
+        subject::check_filter(subject.as_bytes()).map_err(|_invalid| invalid("invalid subject"))?;
     }
     for (at, text) in config.subjects.iter().enumerate() {
         let filter = text.as_bytes();
