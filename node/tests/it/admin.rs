@@ -165,8 +165,16 @@ fn metrics_are_well_formed_and_count() {
     let node = Node::start();
     node.run(&["stream", "add", "S", "--subjects", "s.>"]).unwrap();
     node.run(&["pub", "s.a", "x", "--ack"]).unwrap();
-    let (status, text) = node.get("/metrics");
-    assert_eq!(status, 200);
+    // The driver publishes its figures after it has answered: they may be a moment behind the ack.
+    let start = Instant::now();
+    let text = loop {
+        let (status, text) = node.get("/metrics");
+        assert_eq!(status, 200);
+        if text.contains("beamlog_router_stored_messages_total 1") {
+            break text;
+        }
+        assert!(start.elapsed() < Duration::from_secs(30), "{text}");
+    };
     assert!(text.ends_with("# EOF\n"), "{text}");
     let mut described = BTreeSet::new();
     let mut values = std::collections::BTreeMap::new();
