@@ -36,7 +36,7 @@ def power_cut(context, kind="ext4"):
     """A loaded server loses its power at a random moment; every ack it gave is there afterwards."""
     need_filesystem(kind)
     context.programs.ours("beamlog-ledger")
-    cycles, acked, confirmed, starts = context.cycles, 0, 0, []
+    cycles, acked, confirmed, idle, starts = context.cycles, 0, 0, 0, []
     done = 0
     while done < cycles:
         round_ = done // CYCLES_PER_STORE
@@ -52,9 +52,11 @@ def power_cut(context, kind="ext4"):
                     server.wait_until_it_serves()
                     load = ledger.load(server)
                     context.sleep(0.2, 1.5)
+                    # The processor stops with the disk. (A process that ran on would ask kernels what they do
+                    # not promise: a sync that meets the shutdown may return 0 on ext4 and XFS, without the
+                    # bytes.)
+                    server.freeze()
                     filesystem.cut_power()
-                    # What it still says must be true, too.
-                    context.sleep(0.0, 0.1)
                     server.kill()
                     loaded = finish(load)
                 filesystem.restart()
@@ -69,10 +71,11 @@ def power_cut(context, kind="ext4"):
                         raise Broken(f"cycle {done}: a clean stop failed: {server.tail()}")
                 acked += loaded["acked"]
                 confirmed += loaded["confirmed"]
-                if loaded["acked"] == 0:
-                    raise Broken(f"cycle {done}: nothing was acknowledged, so nothing was tested")
+                idle += loaded["acked"] == 0
                 if done % 25 == 0:
                     print(f"  {done} cycles, {acked} acked, 0 lost", flush=True)
+    if idle > cycles // 4:
+        raise Broken(f"nothing was acknowledged in {idle} of {cycles} cycles, so nothing was tested there")
     return (
         f"{kind}: {cycles} power cuts, {acked} publishes acked and {confirmed} acks confirmed, 0 lost "
         f"(a loss in fewer than {bound(cycles)} of cuts is not excluded); longest start {max(starts):.2f} s"
@@ -93,6 +96,7 @@ def peer(context, kind="ext4"):
                 server.wait_until_it_serves()
                 load = ledger.load(server, "--no-consumers")
                 context.sleep(2.0, 3.0)
+                server.freeze()
                 filesystem.cut_power()
                 server.kill()
                 loaded = finish(load)
@@ -178,6 +182,7 @@ def poisoned_cache(context):
                 # And what is promised from now on must survive a power cut.
                 load = ledger.load(server)
                 context.sleep(0.3, 0.5)
+                server.freeze()
                 filesystem.cut_power()
                 server.kill()
                 acked += finish(load)["acked"]

@@ -88,6 +88,13 @@ class Server:
         except subprocess.TimeoutExpired:
             return None
 
+    def freeze(self):
+        """From here on it says nothing more: the processor stops with the disk."""
+        os.kill(self.pid, signal.SIGSTOP)
+        stat = Path(f"/proc/{self.pid}/task")
+        while not all((task / "stat").read_text().rsplit(")", 1)[1].split()[0] in "TD" for task in stat.iterdir()):
+            time.sleep(0.0005)
+
     def kill(self):
         if self.process.poll() is None:
             # With strace in front, the server is another process than ours.
