@@ -46,7 +46,6 @@ impl JetStream for Narrow {
         if request.subject.ends_with(b"UNKNOWN") { Handled::NoResponders } else { Handled::Done }
     }
 
-    #[expect(clippy::result_large_err, reason = "refused work is given back")]
     fn offer(&self, publish: StreamPublish) -> Result<(), Full<StreamPublish>> {
         let mut waiting = self.waiting.lock().unwrap();
         if waiting.len() >= ROOM || *self.closed.lock().unwrap() {
