@@ -42,10 +42,14 @@ impl StartError {
     /// What an operator can do about it.
     #[must_use]
     pub fn remedy(&self) -> &'static str {
-        let by_port = |source: &io::Error| match source.kind() {
-            io::ErrorKind::AddrInUse => "another process listens there; stop it, or choose another port",
-            io::ErrorKind::PermissionDenied => "this user may not listen there; choose a port above 1023",
-            _ => "choose an address of this machine",
+        let by_port = |source: &io::Error| {
+            if source.kind() == io::ErrorKind::AddrInUse {
+                "another process listens there; stop it, or choose another port"
+            } else if source.kind() == io::ErrorKind::PermissionDenied {
+                "this user may not listen there; choose a port above 1023"
+            } else {
+                "choose an address of this machine"
+            }
         };
         match self {
             Self::Tls(_) => "check tls_cert_file, tls_key_file and tls_client_ca_file",
