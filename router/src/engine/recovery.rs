@@ -5,7 +5,7 @@
 //! live are built at the end, from the messages that live then: a message that was compacted away after
 //! it died is not missed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use beamlog_log::envelope::{self, DecodeError};
 use beamlog_log::{
@@ -38,6 +38,8 @@ pub(crate) enum BrokenState {
 
 /// A log as recovery reads it.
 pub(crate) trait Source: Journal {
+    /// The streams of which messages are stored.
+    fn streams(&self) -> Vec<StreamId>;
     fn runs(&self, stream: StreamId) -> Vec<RunSummary>;
     fn run_subjects(&mut self, stream: StreamId, segment: SegmentId) -> Result<Vec<RunSubject>, Damage>;
     fn run_entries(&mut self, stream: StreamId, segment: SegmentId) -> Result<Vec<Entry>, Damage>;
@@ -45,6 +47,10 @@ pub(crate) trait Source: Journal {
 }
 
 impl Source for Log {
+    fn streams(&self) -> Vec<StreamId> {
+        Self::streams(self)
+    }
+
     fn runs(&self, stream: StreamId) -> Vec<RunSummary> {
         Self::runs(self, stream)
     }
@@ -233,6 +239,13 @@ impl Recovering {
         let mut engine = self.engine;
         engine.now = engine.now.max(now);
         let ids: Vec<StreamId> = engine.names.values().copied().collect();
+        // Of a stream that was deleted before the newest segment began, only the log still knows.
+        let known: BTreeSet<StreamId> = ids.iter().copied().collect();
+        for stored in source.streams() {
+            if !known.contains(&stored) {
+                source.release_stream(stored);
+            }
+        }
         for id in &ids {
             let stream = engine.streams.get_mut(id).expect("a name belongs to a stream");
             let replayed = self.ids.remove(id).unwrap_or_default();

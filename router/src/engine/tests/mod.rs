@@ -112,6 +112,11 @@ impl Journal for TestJournal {
 }
 
 impl Source for TestJournal {
+    fn streams(&self) -> Vec<StreamId> {
+        let streams: BTreeSet<StreamId> = self.messages().map(|message| message.stream).collect();
+        streams.into_iter().collect()
+    }
+
     fn runs(&self, stream: StreamId) -> Vec<RunSummary> {
         let mut run: Option<RunSummary> = None;
         for message in self.messages().filter(|message| message.stream == stream) {
