@@ -66,7 +66,7 @@ pub(crate) fn read_image(file: &dyn DiskFile, past_cache: bool) -> std::io::Resu
         if read == 0 {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
-        if let Some(last) = chunk[..read].iter().rposition(|byte| *byte != 0) {
+        if let Some(last) = last_written(&chunk[..read]) {
             bytes.resize(kept, 0);
             bytes.extend_from_slice(&chunk[..=last]);
         }
@@ -74,6 +74,21 @@ pub(crate) fn read_image(file: &dyn DiskFile, past_cache: bool) -> std::io::Resu
         at += read as u64;
     }
     Ok(Image { bytes, file_bytes })
+}
+
+/// The last byte that is not zero. Most of a preallocated file is, and every start looks at all of it: whole
+/// blocks are compared before bytes are.
+fn last_written(chunk: &[u8]) -> Option<usize> {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    let mut end = chunk.len();
+    for block in chunk.rchunks(ZEROS.len()) {
+        if *block != ZEROS[..block.len()] {
+            let start = end - block.len();
+            return block.iter().rposition(|byte| *byte != 0).map(|at| start + at);
+        }
+        end -= block.len();
+    }
+    None
 }
 
 /// What stands in a shard's directory.
