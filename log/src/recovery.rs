@@ -53,24 +53,26 @@ impl Image {
     }
 }
 
-/// Reads a file whole, past the page cache if asked to.
+/// Reads a file whole, past the page cache if asked to. What was preallocated and never written is zeros
+/// by the filesystem's own account, and is not read: a start would pay for a whole segment.
 pub(crate) fn read_image(file: &dyn DiskFile, past_cache: bool) -> std::io::Result<Image> {
     let file_bytes = file.len()?;
     let mut bytes = Vec::new();
     let mut chunk = vec![0; CHUNK_BYTES.min(usize::try_from(file_bytes).unwrap_or(CHUNK_BYTES))];
     let mut at = 0;
-    let mut kept = 0;
     while at < file_bytes {
+        let Some(written) = file.next_data(at)? else { break };
+        at = written;
         let read =
             if past_cache { file.read_at_past_cache(&mut chunk, at)? } else { file.read_at(&mut chunk, at)? };
         if read == 0 {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
         if let Some(last) = last_written(&chunk[..read]) {
-            bytes.resize(kept, 0);
+            let offset = usize::try_from(at).expect("a place in a file that is read into memory");
+            bytes.resize(offset, 0);
             bytes.extend_from_slice(&chunk[..=last]);
         }
-        kept += read;
         at += read as u64;
     }
     Ok(Image { bytes, file_bytes })

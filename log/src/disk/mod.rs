@@ -83,6 +83,10 @@ pub trait DiskFile: fmt::Debug + Send + Sync {
     /// Makes the bytes and the length durable. After an error nothing more may be acknowledged.
     fn sync_data(&self) -> io::Result<()>;
 
+    /// Where the next bytes at or after `offset` are that were ever written, `None` when up to the end
+    /// nothing was: what lies between reads as zeros. An offset too small is right, one too large is not.
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>>;
+
     /// The length in bytes.
     fn len(&self) -> io::Result<u64>;
 

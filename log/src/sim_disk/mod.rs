@@ -267,6 +267,10 @@ impl DiskFile for SimFile {
         self.state(false)?.sync_data(self.node, &self.path)
     }
 
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        self.state(false)?.next_data(self.node, &self.path, offset)
+    }
+
     fn len(&self) -> io::Result<u64> {
         self.state(false)?.len(self.node, &self.path)
     }

@@ -486,6 +486,19 @@ impl State {
         })
     }
 
+    /// Holes are sectors that hold zeros in the cache and on the medium.
+    pub(super) fn next_data(&mut self, node: NodeId, path: &Path, offset: u64) -> io::Result<Option<u64>> {
+        self.run(Operation::Len, path, |state| {
+            let file = state.node_file(node)?;
+            let from = position(offset)?;
+            let written = |bytes: &[u8]| {
+                let first = bytes.get(from..)?.iter().position(|byte| *byte != 0)? + from;
+                Some((first - first % SECTOR_BYTES).max(from) as u64)
+            };
+            Ok(written(&file.cached).into_iter().chain(written(&file.medium)).min())
+        })
+    }
+
     pub(super) fn len(&mut self, node: NodeId, path: &Path) -> io::Result<u64> {
         self.run(Operation::Len, path, |state| Ok(state.node_file(node)?.cached.len() as u64))
     }
