@@ -25,6 +25,7 @@ mod released;
 mod replay;
 mod report;
 mod rewrite;
+mod scrub;
 mod segment;
 pub mod sim_disk;
 mod tail;
@@ -47,4 +48,5 @@ pub use replay::{Replay, ReplayCursor};
 pub use report::{
     LogStats, Maintained, RecoveryReport, Replayed, ReplayedRecord, RunSubject, RunSummary, Snapshot, Tail,
 };
+pub use scrub::Scrubbed;
 pub use sim_disk::SimDisk;

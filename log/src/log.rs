@@ -248,6 +248,9 @@ impl Log {
 
     /// Proves that the last frame is whole (DR6): for an idle log whose records are all durable. Writes
     /// and syncs a seal frame, unless the last frame is one.
+    ///
+    /// The proof itself needs no sync. But the next frame may be written only when this one is durable,
+    /// or a crash could leave a hole; so the sync is done now, while nobody waits for it.
     pub fn seal_tail(&mut self) -> Result<(), WriteError> {
         assert_eq!(self.pending.records, 0, "a seal follows what was gathered");
         if self.open.sealed || self.open.frames == 0 {
@@ -564,6 +567,14 @@ impl Log {
         Ok(())
     }
 
+    fn damaged_segments(&self) -> u64 {
+        let scrubbed = self
+            .sealed
+            .iter()
+            .filter(|(segment, sealed)| sealed.damage.is_some() && !self.losses.contains_key(*segment));
+        (self.losses.len() + scrubbed.count() + usize::from(self.fence.is_some())) as u64
+    }
+
     /// Counters and gauges.
     #[must_use]
     pub fn stats(&self) -> LogStats {
@@ -574,7 +585,7 @@ impl Log {
             durable_index: self.durable_index,
             read_cache_hits: self.files.block_hits,
             index_cache_bytes: self.cache.bytes() as u64,
-            damaged_segments: self.losses.len() as u64 + u64::from(self.fence.is_some()),
+            damaged_segments: self.damaged_segments(),
             poisoned: self.poisoned,
             ..self.counts.clone()
         }

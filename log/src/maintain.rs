@@ -18,6 +18,7 @@ use crate::{
     read::verify,
     released::Releases,
     rewrite::NewFile,
+    scrub::Scrub,
     segment::Sealed,
 };
 
@@ -38,6 +39,7 @@ pub(crate) struct Upkeep {
     retiring: Vec<Retiring>,
     compaction: Option<Compaction>,
     survey: Survey,
+    pub(crate) scrub: Scrub,
 }
 
 /// A segment whose end was pushed.

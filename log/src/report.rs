@@ -20,7 +20,7 @@ pub struct Snapshot {
 pub enum Tail {
     /// There was no log before.
     New,
-    /// A seal frame: the last stop was clean.
+    /// A seal frame: the last stop was clean, or came when the log was idle.
     Clean,
     /// No seal frame and nothing behind the last frame.
     Whole,
@@ -129,6 +129,11 @@ pub struct LogStats {
     /// Reads that found damage.
     pub unreadable: u64,
     pub damaged_segments: u64,
+    /// Bytes of sealed segments that a scrub read and verified, or found damaged.
+    pub scrubbed_bytes: u64,
+    pub scrub_passes: u64,
+    /// Segments in which a scrub found damage.
+    pub scrub_damage: u64,
     /// No space for the next segment (DR16).
     pub full: bool,
     pub poisoned: bool,

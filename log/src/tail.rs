@@ -42,7 +42,7 @@ impl Order {
         frame.shard == self.shard && frame.segment == self.segment && frame.has(COMPACTED) == self.compacted
     }
 
-    fn accepts(&self, frame: &FrameHeader) -> bool {
+    pub(crate) fn accepts(&self, frame: &FrameHeader) -> bool {
         let index_fits = if frame.is_ordinary() {
             frame.index == self.last_index.next()
         } else {
@@ -56,7 +56,7 @@ impl Order {
         self.is_ours(frame) && frame.index >= self.last_index
     }
 
-    fn follow(&mut self, frame: &FrameHeader) {
+    pub(crate) fn follow(&mut self, frame: &FrameHeader) {
         if frame.is_ordinary() {
             self.last_index = frame.index;
             self.last_checksum = frame.checksum;

@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use beamlog_log::{CloseError, Disk, LogOptions, NodeId, RecoveryReport};
 use bytes::Bytes;
@@ -42,6 +43,10 @@ pub struct RouterOptions {
     pub streams_max: usize,
     /// Largest headers + payload of a message. Default 8 MiB, which is the most a frame can hold with ease.
     pub message_bytes_max: usize,
+    /// How long it takes to read the sealed part of the log once in search of damage (DR15). Default 7 days,
+    /// at least one second. It is read while nobody waits, at most 1 MiB a second, so a large or busy store
+    /// takes longer. A start begins anew.
+    pub scrub_period: Duration,
 }
 
 impl Default for RouterOptions {
@@ -55,6 +60,7 @@ impl Default for RouterOptions {
             batch_bytes_max: 2 << 20,
             streams_max: 65_536,
             message_bytes_max: 8 << 20,
+            scrub_period: Duration::from_secs(7 * 86_400),
         }
     }
 }

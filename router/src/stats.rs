@@ -33,6 +33,11 @@ pub struct RouterStats {
     pub unreadable: u64,
     pub segments: u64,
     pub log_bytes: u64,
+    /// Bytes of the log that were read again in search of damage, and how often all of them were (DR15).
+    pub scrubbed_bytes: u64,
+    pub scrub_passes: u64,
+    /// Segments in which that search found damage.
+    pub scrub_damage: u64,
 }
 
 /// What a router can do now.

@@ -10,4 +10,5 @@ mod io_errors;
 mod life;
 mod model;
 mod recovery;
+mod scrub;
 mod world;

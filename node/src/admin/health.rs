@@ -71,9 +71,12 @@ fn degraded(monitor: &Monitor, health: &Health) -> Vec<String> {
     if !recovery.damaged.is_empty() {
         reasons.push(format!("{} places of the log are damaged and not served", recovery.damaged.len()));
     }
-    let unreadable = monitor.router.stats().unreadable;
-    if unreadable > 0 {
-        reasons.push(format!("{unreadable} reads met bytes that cannot be trusted"));
+    let stats = monitor.router.stats();
+    if stats.unreadable > 0 {
+        reasons.push(format!("{} reads met bytes that cannot be trusted", stats.unreadable));
+    }
+    if stats.scrub_damage > 0 {
+        reasons.push(format!("a scrub found damage in {} segments", stats.scrub_damage));
     }
     reasons
 }
@@ -103,5 +106,10 @@ fn details(monitor: &Monitor, health: &Health) -> Value {
         "damaged": recovery.damaged.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "quarantined": recovery.quarantined,
         "unreadable": stats.unreadable,
+        "scrub": {
+            "bytes": stats.scrubbed_bytes,
+            "passes": stats.scrub_passes,
+            "damaged_segments": stats.scrub_damage,
+        },
     })
 }

@@ -84,6 +84,15 @@ static METRICS: &[Metric] = &[
     counter("beamlog_log_corrupt_reads", "Reads that met bytes which cannot be trusted", |f| {
         float(f.router.unreadable)
     }),
+    counter("beamlog_log_scrubbed_bytes", "Bytes of the log that were read again in search of damage", |f| {
+        float(f.router.scrubbed_bytes)
+    }),
+    counter("beamlog_log_scrub_passes", "How often all sealed segments were read in search of damage", |f| {
+        float(f.router.scrub_passes)
+    }),
+    counter("beamlog_log_scrub_damage", "Segments in which that search found damage", |f| {
+        float(f.router.scrub_damage)
+    }),
     gauge("beamlog_log_damaged_places", "Damage that recovery found and fenced", |f| float(f.damaged as u64)),
     gauge("beamlog_log_missing_segments", "Segments that should be there and are not", |f| {
         float(f.missing_segments as u64)

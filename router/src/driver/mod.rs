@@ -9,6 +9,7 @@ pub(crate) mod checkpoint;
 pub(crate) mod clock;
 pub(crate) mod command;
 mod failure;
+mod idle;
 pub(crate) mod open;
 pub(crate) mod queue;
 mod release;
@@ -26,6 +27,7 @@ use crate::driver::checkpoint::Checkpoints;
 use crate::driver::clock::Clock;
 use crate::driver::command::{Command, PublishReply, StreamPublish, Then};
 use crate::driver::failure::Failure;
+use crate::driver::idle::Idle;
 use crate::driver::queue::Taken;
 use crate::driver::release::Held;
 use crate::engine::{Engine, Input, Output, Turn};
@@ -57,6 +59,7 @@ pub(crate) struct Driver {
     engine: Engine,
     log: Log,
     checkpoints: Checkpoints,
+    idle: Idle,
     clock: Clock,
     interest: Arc<Interest>,
     wire: Arc<dyn Wire>,
@@ -93,6 +96,7 @@ pub(crate) struct Parts {
     pub(crate) engine: Engine,
     pub(crate) log: Log,
     pub(crate) checkpoints: Checkpoints,
+    pub(crate) idle: Idle,
     pub(crate) clock: Clock,
     pub(crate) interest: Arc<Interest>,
     pub(crate) wire: Arc<dyn Wire>,
@@ -114,13 +118,15 @@ impl Drop for AbortOnPanic {
 
 impl Driver {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { shared, engine, log, checkpoints, clock, interest, wire, limits, directory } = parts;
+        let Parts { shared, engine, log, checkpoints, idle, clock, interest, wire, limits, directory } =
+            parts;
         let now = clock.instant();
         Self {
             shared,
             engine,
             checkpoints,
             log,
+            idle,
             clock,
             interest,
             wire,
@@ -182,7 +188,7 @@ impl Driver {
         let full = self.full.then_some(MAINTAIN_EVERY);
         let checkpoint = self.checkpoints.due_in(self.clock.instant(), self.log.last_index());
         let stale = self.is_stale().then_some(STATS_EVERY);
-        engine.chain(full).chain(checkpoint).chain(stale).min()
+        engine.chain(full).chain(checkpoint).chain(stale).chain(self.idle_due_in()).min()
     }
 
     fn engine_has_work(&self) -> bool {
@@ -334,6 +340,7 @@ impl Driver {
         self.unsynced.clear();
         self.sync_nanos += u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.commits += 1;
+        self.idle.written(self.clock.instant());
         true
     }
 
@@ -356,6 +363,7 @@ impl Driver {
                 self.set_full(self.log.is_full());
                 self.maintain_more = true;
                 self.checkpoints.wish();
+                self.idle.written(self.clock.instant());
             }
             Err(RollError::Full) => self.set_full(true),
             Err(error @ (RollError::Poisoned | RollError::Fenced(_) | RollError::Disk(_))) => {
@@ -382,6 +390,8 @@ impl Driver {
     fn idle(&mut self) {
         if self.failure.is_none() {
             self.maintain();
+            self.prove_tail();
+            self.scrub();
         }
     }
 
@@ -460,7 +470,11 @@ impl Driver {
             unreadable: counters.unreadable,
             segments: log.segments,
             log_bytes: log.segment_bytes,
+            scrubbed_bytes: log.scrubbed_bytes,
+            scrub_passes: log.scrub_passes,
+            scrub_damage: log.scrub_damage,
         };
+        self.idle.scrub_pass_is(self.log.scrub_pass_bytes());
         *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner) = stats;
     }
 

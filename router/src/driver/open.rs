@@ -12,6 +12,7 @@ use beamlog_log::{
 
 use crate::driver::checkpoint::Checkpoints;
 use crate::driver::clock::{Clock, Clocks, SystemClocks};
+use crate::driver::idle::{Idle, SCRUB_PERIOD_MIN};
 use crate::driver::{BatchLimits, Driver, Parts};
 use crate::engine::{BrokenState, EngineLimits, Recovering, rows};
 use crate::interest::Interest;
@@ -133,6 +134,7 @@ pub(crate) fn open(
         engine,
         log,
         checkpoints: Checkpoints::new(store, saved, stale, clock.instant()),
+        idle: Idle::new(options.scrub_period, clock.instant()),
         clock,
         interest: Arc::clone(&interest),
         wire,
@@ -157,6 +159,9 @@ fn check(options: &RouterOptions) -> Result<(), OpenError> {
     }
     if options.batch_commands_max == 0 || options.batch_bytes_max == 0 {
         return Err(OpenError::Options("a batch needs room"));
+    }
+    if options.scrub_period < SCRUB_PERIOD_MIN {
+        return Err(OpenError::Options("scrub_period is shorter than a second"));
     }
     Ok(())
 }

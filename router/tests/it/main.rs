@@ -5,6 +5,7 @@
 
 mod disk_errors;
 mod handle;
+mod idle;
 mod model;
 mod restart;
 mod world;
