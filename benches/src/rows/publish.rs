@@ -74,7 +74,7 @@ fn of_latencies(latencies: &Latencies, duration: Duration) -> Figures {
 }
 
 fn publish(server: &Server, clients: u64, in_flight: u64, duration: Duration) -> Result<Figures, RowError> {
-    const SYNC_COUNT: &str = "beamlog_log_sync_seconds_count";
+    const SYNC_COUNT: &str = "beamlog_log_syncs_total";
     let mut connections = Vec::new();
     for _ in 0..clients {
         connections.push(server.connect()?);
