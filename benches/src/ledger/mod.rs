@@ -5,8 +5,8 @@
 //! acked message of theirs, so what was unknown is sent again under the same message id.
 //!
 //! * [`record`]: the file and its memory.
-//! * [`load`]: publishers and consumers that fill it.
-//! * [`audit`]: reading the server's streams and comparing.
+//! * [`mod@load`]: publishers and consumers that fill it.
+//! * [`mod@audit`]: reading the server's streams and comparing.
 
 pub mod audit;
 pub mod load;

@@ -1,8 +1,8 @@
 //! Proof by system calls that an ack leaves only after its message was written and then synced (FAULTS
 //! 4.7 calls it ack-after-sync): the server runs under strace, and the trace is judged afterwards.
 //!
-//! * [`parse`]: lines of `strace -f -y` into calls with an order of begins and ends.
-//! * [`judge`]: the proof, and what was written beside the messages.
+//! * [`mod@parse`]: lines of `strace -f -y` into calls with an order of begins and ends.
+//! * [`mod@judge`]: the proof, and what was written beside the messages.
 
 pub mod judge;
 pub mod parse;
