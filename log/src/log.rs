@@ -273,7 +273,14 @@ impl Log {
         }
         let used = self.open.end - self.open.frames_from;
         let wanted = used + self.pending.frame.len() as u64 + self.options.frame_bytes_max as u64;
-        wanted > self.options.segment_bytes || self.upkeep.wants_roll(self.options.segment_bytes)
+        wanted > self.open.capacity() || self.upkeep.wants_roll(self.options.segment_bytes)
+    }
+
+    /// While the disk is full: whether [`Self::roll_for_space`] would let space go, or is needed to go on
+    /// taking what frees space.
+    #[must_use]
+    pub const fn wants_relief(&self) -> bool {
+        self.counts.full && self.open.ordinary > 0 && (self.upkeep.can_reclaim() || self.needs_roll())
     }
 
     /// Begins a new segment with these records, the engine's state as it is now. Nothing may be pending.
@@ -281,6 +288,21 @@ impl Log {
     ///
     /// [`RollError::Full`] changes nothing: the open segment goes on, and takes what frees space.
     pub fn roll(&mut self, snapshot: &mut dyn Iterator<Item = Vec<u8>>) -> Result<(), RollError> {
+        self.roll_into(self.options.segment_bytes, snapshot)
+    }
+
+    /// As [`Self::roll`] on a full disk (DR16): into a small segment, in the space of the ballast. What was
+    /// removed since the last snapshot is dead by the new one, and its segments can go; without this a store
+    /// that filled its disk could never be emptied.
+    pub fn roll_for_space(&mut self, snapshot: &mut dyn Iterator<Item = Vec<u8>>) -> Result<(), RollError> {
+        self.roll_into(self.options.relief_bytes(), snapshot)
+    }
+
+    fn roll_into(
+        &mut self,
+        capacity: u64,
+        snapshot: &mut dyn Iterator<Item = Vec<u8>>,
+    ) -> Result<(), RollError> {
         assert_eq!(self.pending.records, 0, "a roll follows what was gathered");
         if self.poisoned {
             return Err(RollError::Poisoned);
@@ -295,10 +317,17 @@ impl Log {
             SyncError::Poisoned => RollError::Poisoned,
             SyncError::Disk(failed) => RollError::Disk(failed),
         })?;
-        if !self.prepare_spare()? {
+        let (spare, capacity) = if self.prepare_spare()? {
+            (self.upkeep.spare.take().expect("it was just prepared"), self.options.segment_bytes)
+        } else if capacity < self.options.segment_bytes {
+            match self.new_spare(capacity) {
+                Ok(small) => (small, capacity),
+                Err(failed) if is_out_of_space(&failed.source) => return Err(RollError::Full),
+                Err(failed) => return Err(failed.into()),
+            }
+        } else {
             return Err(RollError::Full);
-        }
-        let spare = self.upkeep.spare.take().expect("it was just prepared");
+        };
         let header = SegmentHeader {
             compacted: false,
             shard: self.shard,
@@ -309,7 +338,7 @@ impl Log {
             // Known when the snapshot is.
             preallocated: 0,
         };
-        let ready = match self.begin(spare, header, snapshot) {
+        let ready = match self.begin(spare, header, capacity, snapshot) {
             Ok(ready) => ready,
             Err(failed) if is_out_of_space(&failed.source) => {
                 self.is_full_now();
@@ -338,12 +367,13 @@ impl Log {
         &self,
         mut new: NewFile,
         header: SegmentHeader,
+        capacity: u64,
         snapshot: &mut dyn Iterator<Item = Vec<u8>>,
     ) -> Result<ReadySegment, DiskFailed> {
         let mut frames = self.snapshot_frames(&header, snapshot);
         let files = &self.files;
         let frames_from = frames.iter().fold(FRAMES_AT, |at, (_, frame)| at + frame.len() as u64);
-        let header = SegmentHeader { preallocated: frames_from + self.options.segment_bytes, ..header };
+        let header = SegmentHeader { preallocated: frames_from + capacity, ..header };
         let mut front = header.encode();
         front.resize(usize::try_from(FRAMES_AT).expect("a few thousand"), 0);
         new.append(files, &front)?;
@@ -469,16 +499,7 @@ impl Log {
         if self.upkeep.spare.is_some() {
             return Ok(true);
         }
-        let spare = NewFile::create(&self.files, SPARE).and_then(|new| {
-            match new.preallocate(&self.files, FRAMES_AT + self.options.segment_bytes) {
-                Ok(()) => Ok(new),
-                Err(failed) => {
-                    drop(new.abandon(&self.files));
-                    Err(failed)
-                }
-            }
-        });
-        match spare {
+        match self.new_spare(self.options.segment_bytes) {
             Ok(spare) => {
                 self.upkeep.spare = Some(spare);
                 if let Err(failed) = self.keep_ballast() {
@@ -492,6 +513,18 @@ impl Log {
                 Ok(false)
             }
             Err(failed) => Err(failed),
+        }
+    }
+
+    /// The file of a segment that can take this many bytes.
+    fn new_spare(&self, capacity: u64) -> Result<NewFile, DiskFailed> {
+        let new = NewFile::create(&self.files, SPARE)?;
+        match new.preallocate(&self.files, FRAMES_AT + capacity) {
+            Ok(()) => Ok(new),
+            Err(failed) => {
+                drop(new.abandon(&self.files));
+                Err(failed)
+            }
         }
     }
 

@@ -83,6 +83,11 @@ impl Upkeep {
         self.survey.reclaimable >= ROLL_FOR_SEGMENTS * segment_bytes
     }
 
+    /// Whether a new snapshot would let any segment go.
+    pub(crate) const fn can_reclaim(&self) -> bool {
+        self.survey.reclaimable > 0
+    }
+
     pub(crate) fn is_retired(&self, segment: SegmentId) -> bool {
         self.retiring.iter().any(|retiring| retiring.segment == segment)
     }

@@ -8,8 +8,9 @@ pub struct LogOptions {
     /// Size of a frame the caller will not gather beyond. Default 4 MiB, at most a quarter of
     /// `segment_bytes`. A single message may be larger; its frame then is.
     pub frame_bytes_max: usize,
-    /// Space kept in a file of its own and given up when the disk is full, so that the stores beside
-    /// the log can go on writing what frees space (DR16). Default 8 MiB; 0 for none.
+    /// Space kept in a file of its own and given up when the disk is full: for the small segment that takes
+    /// what frees space, and for the stores beside the log (DR16). Default 16 MiB, four times
+    /// `frame_bytes_max`; 0 for none.
     pub ballast_bytes: u64,
     /// Memory for the indexes of sealed segments. Default 32 MiB; one page is always kept.
     pub index_cache_bytes: usize,
@@ -43,7 +44,7 @@ impl Default for LogOptions {
         Self {
             segment_bytes: 64 << 20,
             frame_bytes_max: 4 << 20,
-            ballast_bytes: 8 << 20,
+            ballast_bytes: 16 << 20,
             index_cache_bytes: 32 << 20,
             read_cache_bytes: 4 << 20,
             compact_dead_percent: 60,
@@ -62,11 +63,16 @@ impl LogOptions {
         Self {
             segment_bytes: 64 << 10,
             frame_bytes_max: 8 << 10,
-            ballast_bytes: 4 << 10,
+            ballast_bytes: 32 << 10,
             index_cache_bytes: 64 << 10,
             read_cache_bytes: 64 << 10,
             ..Self::default()
         }
+    }
+
+    /// Size of a segment that is begun on a full disk: for a few frames of acks and removals.
+    pub(crate) const fn relief_bytes(&self) -> u64 {
+        2 * self.frame_bytes_max as u64
     }
 
     /// Says which bound is not kept.

@@ -53,6 +53,11 @@ pub(crate) struct OpenSegment {
 }
 
 impl OpenSegment {
+    /// Bytes of frames behind the snapshot for which there is space.
+    pub(crate) const fn capacity(&self) -> u64 {
+        self.header.preallocated.saturating_sub(self.frames_from)
+    }
+
     /// A segment in which only a header stands.
     pub(crate) fn new(header: SegmentHeader, file: Box<dyn DiskFile>, frames_from: u64) -> Self {
         Self {

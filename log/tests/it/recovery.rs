@@ -438,3 +438,50 @@ fn a_full_disk_is_noticed_a_segment_ahead_and_passes() {
         assert!(matches!(log.read(STREAM, Sequence(sequence)), Read::Found(_)), "{sequence}");
     }
 }
+
+/// A store that filled its disk can be emptied through the store itself (DR16): the space for the snapshot
+/// by which the removed is dead comes out of the ballast.
+#[test]
+fn a_full_disk_is_emptied_by_removing_what_is_stored() {
+    let disk = new_disk();
+    let options = LogOptions::for_simulation();
+    let mut log = open(&disk, options.clone()).unwrap().log;
+    disk.limit_space(disk.used_space() + 200_000);
+    let mut sequence = 0;
+    let mut fill = |log: &mut Log, until: &dyn Fn(&Log) -> bool| {
+        while !until(log) {
+            sequence += 1;
+            commit(log, sequence, &[9; 900]);
+            if log.needs_roll() && !log.is_full() {
+                log.roll(&mut std::iter::empty()).unwrap();
+            }
+        }
+        sequence
+    };
+    // To the end of the last segment, too.
+    fill(&mut log, &Log::is_full);
+    let last = fill(&mut log, &|log| log.is_full() && log.needs_roll());
+    log.release(STREAM, Sequence(1)..=Sequence(last));
+    let mut steps = 0;
+    while log.is_full() {
+        steps += 1;
+        assert!(steps < 100, "no space came back");
+        log.maintain().unwrap();
+        log.write().unwrap();
+        log.sync().unwrap();
+        if log.wants_relief() {
+            log.roll_for_space(&mut std::iter::empty()).unwrap();
+        }
+    }
+    for sequence in last + 1..last + 200 {
+        commit(&mut log, sequence, &[7; 900]);
+        if log.needs_roll() {
+            log.roll(&mut std::iter::empty()).unwrap();
+        }
+    }
+    log.close().unwrap();
+    let mut log = open(&disk, options).unwrap().log;
+    for sequence in last + 1..last + 200 {
+        assert!(matches!(log.read(STREAM, Sequence(sequence)), Read::Found(_)), "{sequence}");
+    }
+}

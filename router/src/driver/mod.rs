@@ -346,17 +346,21 @@ impl Driver {
 
     /// Begins a new segment when the open one might not take another frame.
     fn roll_if_needed(&mut self) {
-        if self.failure.is_some() || self.full || !self.log.needs_roll() {
-            return;
+        let wanted = if self.full { self.log.wants_relief() } else { self.log.needs_roll() };
+        if self.failure.is_none() && wanted {
+            self.roll();
         }
-        self.roll();
     }
 
     fn roll(&mut self) {
         if !self.write_and_sync() {
             return;
         }
-        let rolled = self.log.roll(&mut self.engine.snapshot());
+        let rolled = if self.full {
+            self.log.roll_for_space(&mut self.engine.snapshot())
+        } else {
+            self.log.roll(&mut self.engine.snapshot())
+        };
         match rolled {
             Ok(()) => {
                 // Without a place for the segment after this one, this one is for what frees space (DR16).
