@@ -494,17 +494,15 @@ impl Log {
         Some(sealed)
     }
 
-    /// Has the next segment's file ready. `false`: there is no space, which is not a failure (DR16).
+    /// Has the next segment's file ready. `false`: there is no space, which is not a failure (DR16). The space
+    /// of the ballast is for what frees space: a disk is full until there is room for both.
     pub(crate) fn prepare_spare(&mut self) -> Result<bool, DiskFailed> {
         if self.upkeep.spare.is_some() {
             return Ok(true);
         }
-        match self.new_spare(self.options.segment_bytes) {
+        match self.keep_ballast().and_then(|()| self.new_spare(self.options.segment_bytes)) {
             Ok(spare) => {
                 self.upkeep.spare = Some(spare);
-                if let Err(failed) = self.keep_ballast() {
-                    tracing::debug!(err = %failed.source, "no ballast yet");
-                }
                 self.counts.full = false;
                 Ok(true)
             }

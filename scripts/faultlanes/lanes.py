@@ -303,6 +303,38 @@ def full_disk(context):
     return f"full disk: refused, read and served on; space taken up after {resumed:.2f} s, then {again['acked']} acked"
 
 
+def emptied_disk(context):
+    """The store itself fills its disk, and is emptied through itself: no space comes from anywhere else (DR16)."""
+    need_filesystem("ext4")
+    with Filesystem("ext4", "300M") as filesystem, tempfile.TemporaryDirectory() as outside:
+        outside = Path(outside)
+        ledger = Ledger(context.programs, outside / "ledger", message_bytes=4096)
+        data, log = filesystem.mountpoint / "data", outside / "server.log"
+        with beamlog(context.programs, data, log, arguments=["--segment-bytes", "16MiB"]) as server:
+            server.wait_until_it_serves()
+            load = ledger.load(server, "--no-consumers")
+            full, until = False, time.monotonic() + 120
+            while not full and time.monotonic() < until:
+                time.sleep(0.1)
+                full = b"10047" in (answer := ask(server.port, "ledger.0.00", b"x" * 4096))
+            load.terminate()
+            load.wait()
+            if not full:
+                raise Broken(f"the disk did not fill up: {answer}")
+            for stream in ("LEDGER0", "LEDGER1", "LEDGER2"):
+                answer = ask(server.port, f"$JS.API.STREAM.PURGE.{stream}", b"")
+                if b'"success":true' not in answer:
+                    raise Broken(f"a full disk cannot be purged: {answer}")
+            begin = time.monotonic()
+            while b'"error"' in (answer := ask(server.port, "ledger.0.00", b"after")):
+                if time.monotonic() - begin > 20:
+                    raise Broken(f"everything is purged and still: {answer}; {server.tail()}")
+                time.sleep(0.05)
+            resumed = time.monotonic() - begin
+            server.stop()
+    return f"full disk: purged, and stored again after {resumed:.2f} s"
+
+
 def ack_after_sync(context):
     """The system calls of a loaded server prove, ack by ack, that its message was written and synced before."""
     need_program("strace")
@@ -323,6 +355,7 @@ LANES = {
     "poisoned-cache": poisoned_cache,
     "system-calls": killed_at_system_calls,
     "full-disk": full_disk,
+    "emptied-disk": emptied_disk,
     "ack-after-sync": ack_after_sync,
     "power-cut-xfs": lambda context: power_cut(context, "xfs"),
 }
