@@ -485,3 +485,28 @@ fn a_full_disk_is_emptied_by_removing_what_is_stored() {
         assert!(matches!(log.read(STREAM, Sequence(sequence)), Read::Found(_)), "{sequence}");
     }
 }
+
+/// The ballast's space is for what frees space (DR16): giving it up makes no room for publishes, however
+/// large it was.
+#[test]
+fn a_ballast_that_is_given_up_does_not_end_a_full_disk() {
+    let disk = new_disk();
+    let options = LogOptions { ballast_bytes: 128 << 10, ..LogOptions::for_simulation() };
+    let mut log = open(&disk, options).unwrap().log;
+    disk.limit_space(disk.used_space() + 10_000);
+    let mut sequence = 0;
+    while !log.is_full() {
+        sequence += 1;
+        commit(&mut log, sequence, &[9; 900]);
+        if log.needs_roll() {
+            log.roll(&mut std::iter::empty()).unwrap();
+        }
+    }
+    for _ in 0..5 {
+        log.maintain().unwrap();
+        assert!(log.is_full());
+    }
+    disk.heal();
+    log.maintain().unwrap();
+    assert!(!log.is_full());
+}
