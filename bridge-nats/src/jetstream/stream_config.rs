@@ -256,6 +256,8 @@ pub(super) fn write_info(info: &StreamInfo, server: bool, leader: Option<&str>, 
     if let Some(leader) = leader {
         object.object("cluster", |inner| inner.text("leader", leader));
     }
+    // DR23, ours: what an ack of this stream means. There is one class: synced before the ack.
+    object.text("durability", "disk");
     object.time("ts", info.now);
 }
 

@@ -16,6 +16,7 @@ const DIFFERENT_MEMBERS: &[(&str, &str)] = &[
     ("metadata._nats.level", "we have level 1: no counters, schedules, batches"),
     ("api.level", "we have level 1: no counters, schedules, batches"),
     ("cluster.leader", "the name of the server"),
+    (".durability", "what an ack means is said with every stream (DR23)"),
     ("pause_remaining", "time passes between the two requests"),
     ("api.total", "we answer requests about which nats-server is silent"),
     ("api.errors", "we answer requests about which nats-server is silent"),

@@ -147,7 +147,6 @@ async fn streams(monitor: &Monitor, detail: Detail) -> Result<Vec<Value>, Failur
 
 async fn stream(monitor: &Monitor, info: &StreamInfo, detail: Detail) -> Result<Value, Failure> {
     let mut value = parsed(&stream_detail(info, monitor.server.server_name()), detail);
-    value["durability"] = "disk".into();
     if !detail.consumers {
         return Ok(value);
     }
