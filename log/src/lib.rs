@@ -6,6 +6,7 @@
 pub mod checkpoint;
 mod directory;
 mod disk;
+mod entry;
 pub mod envelope;
 mod error;
 mod files;
@@ -35,6 +36,7 @@ pub use directory::{
     DataDirectory, DirectoryError, FirstStart, Identity, IdentityError, NodeId, STORE_FORMAT,
 };
 pub use disk::{Disk, DiskFile, DiskLock, OpenMode, StdDisk, is_out_of_space};
+pub use entry::{EntryId, LogEntry};
 pub use error::{CloseError, DiskFailed, MaintainError, OpenError, RollError, SyncError, WriteError};
 pub use ids::{Index, SegmentId, Sequence, ShardId, StreamId, Term, Timestamp};
 pub use journal::{Damage, DamageReason, Entry, Journal, Message, MessageRef, Read};

@@ -9,6 +9,8 @@ pub mod embed;
 mod engine;
 pub mod headers;
 pub mod interest;
+#[expect(dead_code, reason = "the driver has no roles yet")]
+pub mod replica;
 mod router;
 mod stats;
 pub mod stream;

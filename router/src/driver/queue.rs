@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::driver::command::{Command, Full};
+use crate::replica::{Lane, ReplicaCommand};
 
 /// Bounds of the queue.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +23,8 @@ pub(crate) struct QueueLimits {
 struct Waiting {
     commands: VecDeque<Command>,
     bytes: usize,
+    /// Replication's commands, which go first.
+    lane: Lane,
     /// The last word on each watched subject and group. Not bounded by the limits: there is one per
     /// watched pair, and none may be lost.
     interest: BTreeMap<(Bytes, Bytes), bool>,
@@ -68,6 +71,21 @@ impl Queue {
         }
         waiting.bytes += bytes;
         waiting.commands.push_back(command);
+        let wake = std::mem::take(&mut waiting.asleep);
+        drop(waiting);
+        if wake {
+            self.wake.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Adds a command of replication, or gives it back when the queue is closed.
+    pub(crate) fn push_replica(&self, command: ReplicaCommand) -> Result<(), ReplicaCommand> {
+        let mut waiting = self.lock();
+        if waiting.closed {
+            return Err(command);
+        }
+        waiting.lane.push_back(command);
         let wake = std::mem::take(&mut waiting.asleep);
         drop(waiting);
         if wake {
