@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod jetstream;
+pub mod link;
 pub mod protocol;
 mod server;
 mod session;
