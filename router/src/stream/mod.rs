@@ -16,4 +16,5 @@ pub use config::{
     StreamState, SubjectMapping,
 };
 pub use state::ConsumerNames;
+pub use transform::InvalidMapping;
 pub use view::{LastBySubject, StreamView, SubjectFigures};

@@ -6,7 +6,7 @@ use crate::subject;
 
 /// Why a mapping cannot be used.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub(crate) enum InvalidMapping {
+pub enum InvalidMapping {
     #[error("invalid mapping source")]
     Source,
     #[error("invalid mapping destination")]
@@ -49,6 +49,22 @@ fn part(token: &[u8]) -> Result<Part<'_>, InvalidMapping> {
                 .ok_or(InvalidMapping::Destination)?;
             index.checked_sub(1).map(Part::Wildcard).ok_or(InvalidMapping::WildcardOutOfRange)
         }
+    }
+}
+
+impl SubjectMapping {
+    /// Whether the destination can be made from what the source matches.
+    ///
+    /// # Errors
+    /// What is wrong with the source or the destination.
+    pub fn check(&self) -> Result<(), InvalidMapping> {
+        check(self)
+    }
+
+    /// The mapped subject; `None` when the source does not match, or [`Self::check`] refuses the mapping.
+    #[must_use]
+    pub fn apply(&self, subject: &[u8]) -> Option<Vec<u8>> {
+        apply(self, subject)
     }
 }
 
