@@ -50,6 +50,14 @@ pub(super) struct Target {
     pub(super) subscriber: Arc<dyn Subscriber>,
     pub(super) id: u64,
     entry: u64,
+    /// 0 here; of a peer the weight of those for whom it stands.
+    pub(super) weight: u32,
+}
+
+impl Target {
+    pub(super) const fn is_local(&self) -> bool {
+        self.weight == 0
+    }
 }
 
 struct Group {
@@ -100,6 +108,8 @@ pub(super) struct Index {
     generations: Box<[AtomicU64]>,
     entries: AtomicU64,
     len: AtomicUsize,
+    /// Subscriptions of peers, which `len` does not count.
+    peers: AtomicUsize,
 }
 
 impl Leaf {
@@ -118,15 +128,35 @@ impl Leaf {
         }
     }
 
-    fn remove(&mut self, queue: Option<&[u8]>, entry: u64) -> bool {
+    fn remove(&mut self, queue: Option<&[u8]>, entry: u64) -> Option<Target> {
         let Some(name) = queue else { return remove_target(&mut self.plain, entry) };
-        let Some(at) = self.groups.iter().position(|group| group.name == name) else { return false };
-        let Some(group) = self.groups.get_mut(at) else { return false };
+        let at = self.groups.iter().position(|group| group.name == name)?;
+        let group = self.groups.get_mut(at)?;
         let removed = remove_target(&mut group.members, entry);
         if group.members.is_empty() {
             self.groups.swap_remove(at);
         }
         removed
+    }
+
+    /// Whether anything of this very node wants it: a subscription of the group, or without one a plain
+    /// subscription or a capture.
+    fn is_local(&self, group: &[u8]) -> bool {
+        if group.is_empty() {
+            return self.capture.is_some() || self.plain.iter().any(Target::is_local);
+        }
+        let group = self.groups.iter().find(|have| have.name == group);
+        group.is_some_and(|group| group.members.iter().any(Target::is_local))
+    }
+
+    /// Names what of this very node wants the filter: the empty group first, if it does.
+    fn each_local(&self, filter: &[u8], each: &mut dyn FnMut(&[u8], &[u8])) {
+        if self.is_local(b"") {
+            each(filter, b"");
+        }
+        for group in self.groups.iter().filter(|group| group.members.iter().any(Target::is_local)) {
+            each(filter, &group.name);
+        }
     }
 
     fn collect(&self, into: &mut impl Matches) {
@@ -142,13 +172,13 @@ impl Leaf {
     }
 }
 
-fn remove_target(targets: &mut Vec<Target>, entry: u64) -> bool {
-    let Ok(at) = targets.binary_search_by_key(&entry, |target| target.entry) else { return false };
-    targets.remove(at);
+fn remove_target(targets: &mut Vec<Target>, entry: u64) -> Option<Target> {
+    let at = targets.binary_search_by_key(&entry, |target| target.entry).ok()?;
+    let removed = targets.remove(at);
     if targets.len() < targets.capacity() / 4 {
         targets.shrink_to(targets.len() * 2);
     }
-    true
+    Some(removed)
 }
 
 impl Node {
@@ -196,6 +226,27 @@ impl Node {
                 }
                 done
             }
+        }
+    }
+
+    /// Visits all leaves below the filter that `path` spells.
+    fn each_local(&self, path: &mut Vec<u8>, each: &mut dyn FnMut(&[u8], &[u8])) {
+        self.here.each_local(path, each);
+        let begin = path.len();
+        let mut below = |token: &[u8], visit: &mut dyn FnMut(&mut Vec<u8>)| {
+            if begin > 0 {
+                path.push(b'.');
+            }
+            path.extend_from_slice(token);
+            visit(path);
+            path.truncate(begin);
+        };
+        below(b">", &mut |path| self.tail.each_local(path, each));
+        if let Some(child) = &self.star {
+            below(b"*", &mut |path| child.each_local(path, each));
+        }
+        for (token, child) in &self.literal {
+            below(token, &mut |path| child.each_local(path, each));
         }
     }
 
@@ -267,6 +318,7 @@ impl Index {
             generations: (0..GENERATIONS).map(|_| AtomicU64::new(0)).collect(),
             entries: AtomicU64::new(0),
             len: AtomicUsize::new(0),
+            peers: AtomicUsize::new(0),
         }
     }
 
@@ -280,29 +332,59 @@ impl Index {
         self.len.load(Ordering::Relaxed)
     }
 
+    /// Whether some subscriptions are peers'.
+    pub(super) fn has_peers(&self) -> bool {
+        self.peers.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether this very node wants what the filter matches, in this group; empty is none.
+    pub(super) fn is_local(&self, filter: &[u8], group: &[u8]) -> bool {
+        self.change(filter, &mut |leaf| leaf.is_local(group)).unwrap_or(false)
+    }
+
+    /// Names every filter and group that this very node wants, in any order.
+    pub(super) fn each_local(&self, each: &mut dyn FnMut(&[u8], &[u8])) {
+        for shard in &self.literal {
+            for (filter, leaf) in &*read(shard) {
+                leaf.each_local(filter, each);
+            }
+        }
+        for shard in &self.rooted {
+            read(shard).each_local(&mut Vec::new(), each);
+        }
+        read(&self.open).each_local(&mut Vec::new(), each);
+    }
+
+    const fn count(&self, weight: u32) -> &AtomicUsize {
+        if weight == 0 { &self.len } else { &self.peers }
+    }
+
+    /// `weight` is 0 for a subscription of this very node.
     pub(super) fn insert(
         &self,
         filter: &[u8],
         queue: Option<&[u8]>,
         subscriber: Arc<dyn Subscriber>,
         id: u64,
+        weight: u32,
     ) -> SubscriptionKey {
         let queue = queue.map(Bytes::copy_from_slice);
         let mut entry = 0;
         self.with_leaf(filter, |leaf| {
             // Under the lock, or a leaf would not be in order.
             entry = self.entries.fetch_add(1, Ordering::Relaxed);
-            leaf.insert(queue.as_ref(), Target { subscriber: Arc::clone(&subscriber), id, entry });
+            let subscriber = Arc::clone(&subscriber);
+            leaf.insert(queue.as_ref(), Target { subscriber, id, entry, weight });
         });
-        self.len.fetch_add(1, Ordering::Relaxed);
+        self.count(weight).fetch_add(1, Ordering::Relaxed);
         self.raise(filter);
         SubscriptionKey { filter: Bytes::copy_from_slice(filter), queue, entry }
     }
 
     pub(super) fn remove(&self, key: &SubscriptionKey) {
         let removed = self.change(&key.filter, &mut |leaf| leaf.remove(key.queue.as_deref(), key.entry));
-        if removed == Some(true) {
-            self.len.fetch_sub(1, Ordering::Relaxed);
+        if let Some(target) = removed.flatten() {
+            self.count(target.weight).fetch_sub(1, Ordering::Relaxed);
             self.raise(&key.filter);
         }
     }

@@ -5,8 +5,10 @@
 //!   subscription touches one shard, so thousands of short connections cost each other nothing.
 //! * `route`: a caller's [`RouteCache`] and the way of one message to its receivers.
 //! * `watch`: telling the driver when somebody starts or stops to listen on a deliver subject.
+//! * `mesh`: telling the other nodes of a cluster what this one wants.
 
 mod index;
+mod mesh;
 mod route;
 #[cfg(test)]
 mod tests;
@@ -16,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
 pub use index::SubscriptionKey;
+pub use mesh::{OnInterest, PeerTarget};
 pub use route::{RouteCache, Routed};
 
 use crate::subject::InvalidSubject;
@@ -53,8 +56,27 @@ pub trait Subscriber: Send + Sync {
     /// Copies the message into its own bounded buffer. Never blocks and never calls back into interest.
     fn offer(&self, subscription: u64, message: &Envelope<'_>) -> Offered;
 
+    /// As [`Self::offer`], for a peer: `routed_by` is the subject by which it was chosen, and by which the other
+    /// node routes the message on. A delivery of a consumer shows another one.
+    fn offer_to_peer(&self, subscription: u64, _routed_by: &[u8], message: &Envelope<'_>) -> Offered {
+        self.offer(subscription, message)
+    }
+
     /// The sender's batch ends here: write out what was taken.
     fn flush(&self);
+}
+
+/// Whose subscription it is.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum SubscriberKind {
+    /// Somebody at this node.
+    #[default]
+    Local,
+    /// Another node of the cluster, for those who are there. It is never named to peers, gets a message once
+    /// however many of its filters match (and once more for each queue group that chose it), and nothing that
+    /// came from a peer. Of several peers in a queue group without a member here, one is drawn by `weight` (0
+    /// counts as 1).
+    Peer { weight: u32 },
 }
 
 /// Is told of a watched subject: subject, group, whether there is interest now.
@@ -64,6 +86,7 @@ pub type OnChange = Box<dyn Fn(&[u8], &[u8], bool) + Send + Sync>;
 pub struct Interest {
     index: index::Index,
     watched: watch::Watched,
+    mesh: mesh::Mesh,
     /// Where the next cache begins to draw members of queue groups.
     draws: AtomicU32,
 }
@@ -83,7 +106,12 @@ impl Default for Interest {
 impl Interest {
     #[must_use]
     pub fn new() -> Self {
-        Self { index: index::Index::new(), watched: watch::Watched::default(), draws: AtomicU32::new(0) }
+        Self {
+            index: index::Index::new(),
+            watched: watch::Watched::default(),
+            mesh: mesh::Mesh::default(),
+            draws: AtomicU32::new(0),
+        }
     }
 
     /// Adds a subscription: messages that `filter` matches are offered to `subscriber` with `id`. Of the
@@ -99,9 +127,29 @@ impl Interest {
         subscriber: Arc<dyn Subscriber>,
         id: u64,
     ) -> Result<SubscriptionKey, InvalidSubject> {
+        self.subscribe_as(SubscriberKind::Local, filter, queue, subscriber, id)
+    }
+
+    /// As [`Self::subscribe`], for somebody of this kind.
+    ///
+    /// # Errors
+    /// The filter is illegal.
+    pub fn subscribe_as(
+        &self,
+        kind: SubscriberKind,
+        filter: &[u8],
+        queue: Option<&[u8]>,
+        subscriber: Arc<dyn Subscriber>,
+        id: u64,
+    ) -> Result<SubscriptionKey, InvalidSubject> {
         crate::subject::check_filter(filter)?;
-        let key = self.index.insert(filter, queue, subscriber, id);
+        let weight = match kind {
+            SubscriberKind::Local => 0,
+            SubscriberKind::Peer { weight } => weight.max(1),
+        };
+        let key = self.index.insert(filter, queue, subscriber, id, weight);
         self.watched.changed(&self.index, filter);
+        self.mesh.changed(&self.index, filter, queue.unwrap_or_default());
         Ok(key)
     }
 
@@ -109,6 +157,7 @@ impl Interest {
     pub fn unsubscribe(&self, key: &SubscriptionKey) {
         self.index.remove(key);
         self.watched.changed(&self.index, key.filter());
+        self.mesh.changed(&self.index, key.filter(), key.queue().unwrap_or_default());
     }
 
     /// Whether anybody, alone or in a queue group, is subscribed to this subject.
@@ -117,7 +166,7 @@ impl Interest {
         self.index.has_interest(subject, None)
     }
 
-    /// Subscriptions there are now.
+    /// Subscriptions there are now, peers' not counted.
     #[must_use]
     pub fn subscriptions(&self) -> usize {
         self.index.len()
@@ -131,6 +180,7 @@ impl Interest {
     pub fn capture(&self, filter: &[u8], stream: beamlog_log::StreamId) -> Result<(), InvalidSubject> {
         crate::subject::check_filter(filter)?;
         self.index.capture(filter, Some(stream));
+        self.mesh.changed(&self.index, filter, b"");
         Ok(())
     }
 
@@ -138,6 +188,7 @@ impl Interest {
     pub fn release(&self, filter: &[u8], stream: beamlog_log::StreamId) {
         if self.index.captured_by(filter) == Some(stream) {
             self.index.capture(filter, None);
+            self.mesh.changed(&self.index, filter, b"");
         }
     }
 

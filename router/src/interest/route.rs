@@ -7,7 +7,7 @@ use beamlog_log::StreamId;
 use bytes::Bytes;
 
 use super::index::{Marks, Matches, Target};
-use super::{Envelope, Interest, Offered, Subscriber};
+use super::{Envelope, Interest, Offered, PeerTarget, Subscriber};
 
 /// Slots at first: most connections publish to a few subjects, and thousands of them only once.
 const SLOTS_MIN: usize = 8;
@@ -50,9 +50,19 @@ struct Slot {
 struct Collected {
     plain: Vec<Target>,
     /// The first `groups_used` are this subject's.
-    groups: Vec<(Bytes, Vec<Target>)>,
+    groups: Vec<Group>,
     groups_used: usize,
     capture: Option<StreamId>,
+}
+
+/// The members of a queue group that match one subject.
+#[derive(Default)]
+struct Group {
+    name: Bytes,
+    /// Those of this node first, then peers.
+    members: Vec<Target>,
+    /// How many are peers.
+    peers: usize,
 }
 
 impl Matches for Collected {
@@ -62,16 +72,17 @@ impl Matches for Collected {
 
     // A group is one, under whatever filters its members subscribed.
     fn group(&mut self, name: &Bytes, members: &[Target]) {
-        if let Some((_, all)) = self.groups.iter_mut().take(self.groups_used).find(|(have, _)| have == name) {
-            all.extend_from_slice(members);
+        let known = self.groups.iter_mut().take(self.groups_used).find(|group| group.name == name);
+        if let Some(group) = known {
+            group.members.extend_from_slice(members);
             return;
         }
         match self.groups.get_mut(self.groups_used) {
-            Some((free, all)) => {
-                free.clone_from(name);
-                all.extend_from_slice(members);
+            Some(free) => {
+                free.name.clone_from(name);
+                free.members.extend_from_slice(members);
             }
-            None => self.groups.push((name.clone(), members.to_vec())),
+            None => self.groups.push(Group { name: name.clone(), members: members.to_vec(), peers: 0 }),
         }
         self.groups_used += 1;
     }
@@ -84,16 +95,70 @@ impl Matches for Collected {
 impl Collected {
     fn clear(&mut self) {
         self.plain.clear();
-        for (_, members) in &mut self.groups {
-            members.clear();
+        for group in &mut self.groups {
+            group.members.clear();
+            group.peers = 0;
         }
         self.groups_used = 0;
         self.capture = None;
     }
 
     fn targets(&self) -> usize {
-        self.plain.len() + self.groups.iter().map(|(_, members)| members.len()).sum::<usize>()
+        self.plain.len() + self.groups.iter().map(|group| group.members.len()).sum::<usize>()
     }
+
+    /// A peer stands for everybody who is there: it is a target once, and behind those of this node.
+    fn put_peers_last(&mut self) {
+        once_each_peer(&mut self.plain);
+        for group in self.groups.iter_mut().take(self.groups_used) {
+            group.peers = once_each_peer(&mut group.members);
+        }
+    }
+}
+
+/// Puts peers last, each with the largest of its weights. Returns how many there are.
+fn once_each_peer(targets: &mut Vec<Target>) -> usize {
+    if targets.iter().all(Target::is_local) {
+        return 0;
+    }
+    let mut peers: Vec<Target> = Vec::new();
+    targets.retain(|target| {
+        if target.is_local() {
+            return true;
+        }
+        match peers.iter_mut().find(|peer| Arc::ptr_eq(&peer.subscriber, &target.subscriber)) {
+            Some(peer) => peer.weight = peer.weight.max(target.weight),
+            None => peers.push(target.clone()),
+        }
+        false
+    });
+    let count = peers.len();
+    targets.append(&mut peers);
+    count
+}
+
+impl Group {
+    /// The members in the order in which they are asked, the first drawn: of this node if there is one here,
+    /// else a peer by its weight.
+    fn drawn<'a>(&'a self, random: &mut u32) -> impl Iterator<Item = &'a Target> + use<'a> {
+        let (here, peers) = self.members.split_at(self.members.len() - self.peers);
+        let (before, from) = here.split_at(draw(random, here.len()));
+        let first = if here.is_empty() { draw_weighted(random, peers) } else { 0 };
+        let (peers_before, peers_from) = peers.split_at(first);
+        from.iter().chain(before).chain(peers_from).chain(peers_before)
+    }
+}
+
+fn draw_weighted(random: &mut u32, peers: &[Target]) -> usize {
+    let total = peers.iter().map(|peer| peer.weight as usize).sum();
+    let mut left = draw(random, total);
+    for (at, peer) in peers.iter().enumerate() {
+        match left.checked_sub(peer.weight as usize) {
+            Some(rest) => left = rest,
+            None => return at,
+        }
+    }
+    0
 }
 
 impl std::fmt::Debug for RouteCache {
@@ -149,6 +214,41 @@ impl RouteCache {
     }
 }
 
+impl Slot {
+    fn forget_if_large(&mut self) {
+        if self.matches.targets() > TARGETS_KEPT_MAX {
+            *self = Self::default();
+        }
+    }
+}
+
+/// Whether the target took it.
+fn offer(
+    target: &Target,
+    routed_by: &[u8],
+    message: &Envelope<'_>,
+    touched: &mut Vec<Arc<dyn Subscriber>>,
+    congested: &mut bool,
+) -> bool {
+    let offered = if target.is_local() {
+        target.subscriber.offer(target.id, message)
+    } else {
+        target.subscriber.offer_to_peer(target.id, routed_by, message)
+    };
+    match offered {
+        Offered::Taken => {
+            touched.push(Arc::clone(&target.subscriber));
+            true
+        }
+        Offered::Joined => true,
+        Offered::Congested => {
+            *congested = true;
+            true
+        }
+        Offered::Refused => false,
+    }
+}
+
 /// Xorshift: a fair spread over a queue group is all that is asked of it. 0 is a state that has not begun.
 fn draw(state: &mut u32, count: usize) -> usize {
     let mut next = *state;
@@ -163,9 +263,62 @@ impl Interest {
     /// Offers a message to everybody who wants `routed_by`: all plain subscriptions, and one of each queue
     /// group. Nobody is flushed before [`RouteCache::flush`].
     pub fn route(&self, cache: &mut RouteCache, routed_by: &[u8], message: &Envelope<'_>) -> Routed {
+        let at = self.look_up(cache, routed_by);
+        let RouteCache { slots, touched, congested, draw: random, .. } = cache;
+        let slot = &mut slots[at];
+        let matches = &slot.matches;
+        let mut receivers = 0;
+        let mut offer = |target: &Target| offer(target, routed_by, message, touched, congested);
+        for target in &matches.plain {
+            receivers += usize::from(offer(target));
+        }
+        if matches.groups_used > 0 {
+            self.begin_draws(random);
+        }
+        for group in matches.groups.iter().take(matches.groups_used) {
+            receivers += usize::from(group.drawn(random).any(&mut offer));
+        }
+        let capture = matches.capture;
+        slot.forget_if_large();
+        Routed { receivers, capture }
+    }
+
+    /// Offers a message that came from a peer to those of this node for whom it is: it never goes to a peer
+    /// again. As with [`Self::route`], a capture is for the caller.
+    pub fn route_from_peer(
+        &self,
+        cache: &mut RouteCache,
+        routed_by: &[u8],
+        message: &Envelope<'_>,
+        target: PeerTarget<'_>,
+    ) -> Routed {
+        let at = self.look_up(cache, routed_by);
+        let RouteCache { slots, touched, congested, draw: random, .. } = cache;
+        let slot = &mut slots[at];
+        let matches = &slot.matches;
+        let mut offer = |target: &Target| offer(target, routed_by, message, touched, congested);
+        let routed = match target {
+            PeerTarget::Plain => {
+                let here = matches.plain.iter().filter(|target| target.is_local());
+                Routed { receivers: here.filter(|target| offer(target)).count(), capture: matches.capture }
+            }
+            PeerTarget::Group(name) => {
+                let group = matches.groups.iter().take(matches.groups_used).find(|group| group.name == name);
+                self.begin_draws(random);
+                let mut here = group.into_iter().flat_map(|group| group.drawn(random));
+                let taken = here.by_ref().take_while(|target| target.is_local()).any(&mut offer);
+                Routed { receivers: usize::from(taken), capture: None }
+            }
+        };
+        slot.forget_if_large();
+        routed
+    }
+
+    /// The slot in which a subject's targets are.
+    fn look_up(&self, cache: &mut RouteCache, routed_by: &[u8]) -> usize {
         let hash = self.index.hash(routed_by);
         let at = cache.slot(hash);
-        let RouteCache { slots, misses, touched, congested, draw: random } = cache;
+        let RouteCache { slots, misses, .. } = cache;
         let slot = &mut slots[at];
         if slot.hash != hash || slot.subject != routed_by || self.index.version(slot.marks) != slot.version {
             *misses += 1;
@@ -177,40 +330,20 @@ impl Interest {
             slot.version = self.index.version(slot.marks);
             slot.matches.clear();
             self.index.collect_hashed(routed_by, hash, &mut slot.matches);
-        }
-        let matches = &slot.matches;
-        let mut receivers = 0;
-        let mut offer = |target: &Target| match target.subscriber.offer(target.id, message) {
-            Offered::Taken => {
-                touched.push(Arc::clone(&target.subscriber));
-                true
+            if self.index.has_peers() {
+                slot.matches.put_peers_last();
             }
-            Offered::Joined => true,
-            Offered::Congested => {
-                *congested = true;
-                true
-            }
-            Offered::Refused => false,
-        };
-        for target in &matches.plain {
-            receivers += usize::from(offer(target));
         }
-        if *random == 0 && matches.groups_used > 0 {
-            // Each cache begins elsewhere: a connection may live for one message only, and thousands of them
-            // must not all choose the same member.
+        at
+    }
+
+    /// Each cache begins elsewhere: a connection may live for one message only, and thousands of them must not
+    /// all choose the same member.
+    fn begin_draws(&self, random: &mut u32) {
+        if *random == 0 {
             let begun = self.draws.fetch_add(1, Ordering::Relaxed);
             *random = begun.wrapping_add(1).wrapping_mul(0x9e37_79b9) | 1;
         }
-        for (_, members) in matches.groups.iter().take(matches.groups_used) {
-            let first = draw(random, members.len());
-            let (before, from) = members.split_at(first);
-            receivers += usize::from(from.iter().chain(before).any(&mut offer));
-        }
-        let capture = matches.capture;
-        if slot.matches.targets() > TARGETS_KEPT_MAX {
-            *slot = Slot::default();
-        }
-        Routed { receivers, capture }
     }
 
     /// The id of a plain subscription of this very subscriber that matches the subject, if there is one.

@@ -1,5 +1,7 @@
 //! Interest as callers see it, and against a matcher so simple that it is right.
 
+mod mesh;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
