@@ -3,6 +3,7 @@
 pub mod consume;
 pub mod engine;
 pub mod many;
+mod paced;
 pub mod publish;
 pub mod pubsub;
 pub mod request;

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Plan, RowError, join, metric, set_usage};
+use super::{Plan, RowError, join, metric, paced, set_usage};
 use crate::contender::{Contender, Server};
 use crate::device;
 use crate::figures::{CPU, Durability, Figures, Latencies, Load, P50, RATE, SYNCS};
@@ -34,6 +34,7 @@ pub fn row_1(plan: &Plan) -> Result<Vec<Comparison>, RowError> {
         comparison.ratio(CPU, us, Contender::NatsDefault.name(), Goal::None);
         comparisons.push(comparison);
     }
+    comparisons.extend(paced::fixed_rates(plan)?);
     Ok(comparisons)
 }
 
