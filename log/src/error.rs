@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::{Damage, Index, SegmentId, ShardId};
+use crate::{Damage, EntryFault, Index, SegmentId, ShardId};
 
 /// A disk operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +55,9 @@ pub enum WriteError {
     /// The newest segment is damaged in the middle: reads go on, writes do not.
     #[error("the log is fenced")]
     Fenced(#[source] Damage),
+    /// Somebody else's entry is not one that can stand here. Nothing was written.
+    #[error("an entry is refused")]
+    Entry(#[from] EntryFault),
     #[error(transparent)]
     Disk(#[from] DiskFailed),
 }

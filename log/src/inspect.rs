@@ -117,6 +117,7 @@ pub struct Dumped {
 pub enum DumpedRecord {
     Message(Message),
     Control(Bytes),
+    Replication(Bytes),
     Snapshot(Bytes),
     /// The older segments that existed when this one was begun.
     Manifest(Vec<SegmentId>),
@@ -182,7 +183,7 @@ pub fn check(disk: &dyn Disk, directory: &Path) -> Result<CheckReport, DiskFaile
                                 expected.remove(&retired);
                             }
                         }
-                        Kind::Control | Kind::Snapshot => {}
+                        Kind::Control | Kind::Snapshot | Kind::Replication => {}
                     }
                     at += record.bytes.len() as u64;
                 }
@@ -274,6 +275,7 @@ fn dump_frame(
             (Ok(()), Kind::Message) => message_of(&Bytes::copy_from_slice(view.bytes))
                 .map_or_else(DumpedRecord::Unreadable, DumpedRecord::Message),
             (Ok(()), Kind::Control) => DumpedRecord::Control(body()),
+            (Ok(()), Kind::Replication) => DumpedRecord::Replication(body()),
             (Ok(()), Kind::Snapshot) => DumpedRecord::Snapshot(body()),
             (Ok(()), Kind::Manifest) => DumpedRecord::Manifest(segments_of(view.body())),
             (Ok(()), Kind::Retired) => DumpedRecord::Retired(segments_of(view.body())),

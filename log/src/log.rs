@@ -51,6 +51,8 @@ pub struct Log {
     pub(crate) term: Term,
     pub(crate) now: Timestamp,
     pub(crate) last_index: Index,
+    /// Of the entry at the last index; 0 when there is none.
+    pub(crate) last_term: Term,
     pub(crate) last_checksum: u32,
     pub(crate) durable_index: Index,
     /// Something was written after the last sync.
@@ -80,17 +82,20 @@ struct ReadySegment {
 pub(crate) struct Pending {
     pub(crate) frame: Vec<u8>,
     pub(crate) records: u32,
+    /// Once it was proposed its time is settled.
+    pub(crate) timestamp: Option<Timestamp>,
 }
 
 impl Pending {
     pub(crate) fn new() -> Self {
-        Self { frame: vec![0; FRAME_HEADER_BYTES], records: 0 }
+        Self { frame: vec![0; FRAME_HEADER_BYTES], records: 0, timestamp: None }
     }
 
-    fn clear(&mut self, keep_bytes: usize) {
+    pub(crate) fn clear(&mut self, keep_bytes: usize) {
         self.frame.truncate(FRAME_HEADER_BYTES);
         self.frame.shrink_to(keep_bytes);
         self.records = 0;
+        self.timestamp = None;
     }
 }
 
@@ -166,12 +171,15 @@ impl Log {
             return Ok(None);
         }
         let index = self.last_index.next();
+        let mut header = self.frame_header(self.open.header.segment, self.pending.records, 0, index);
+        header.timestamp = self.pending.timestamp.unwrap_or(self.now);
         let mut frame = std::mem::take(&mut self.pending.frame);
-        let written = self.append(&mut frame, self.pending.records, 0, index);
+        let written = self.append(&mut frame, header);
         self.pending.frame = frame;
         let checksum = written?;
         self.pending.clear(self.options.frame_bytes_max * 2);
         self.last_index = index;
+        self.last_term = header.term;
         self.last_checksum = checksum;
         self.upkeep.written(index);
         #[cfg(any(test, feature = "planted-bugs"))]
@@ -182,7 +190,7 @@ impl Log {
     }
 
     /// Writes a frame at the end of the open segment. Returns its checksum.
-    fn append(&mut self, frame: &mut [u8], records: u32, flags: u8, index: Index) -> Result<u32, WriteError> {
+    pub(crate) fn append(&mut self, frame: &mut [u8], header: FrameHeader) -> Result<u32, WriteError> {
         if self.poisoned {
             return Err(WriteError::Poisoned);
         }
@@ -195,7 +203,6 @@ impl Log {
                 SyncError::Disk(failed) => WriteError::Disk(failed),
             })?;
         }
-        let header = self.frame_header(self.open.header.segment, records, flags, index);
         let checksum = frame::finish(frame, self.open.end, &header);
         let place = self.open.end;
         if let Err(source) =
@@ -207,12 +214,19 @@ impl Log {
         self.unsynced = true;
         self.open.appended(&header, frame);
         self.counts.frames_written += 1;
-        self.counts.records_written += u64::from(records);
+        self.counts.records_written += u64::from(header.records);
         self.counts.bytes_written += frame.len() as u64;
         Ok(checksum)
     }
 
-    const fn frame_header(&self, segment: SegmentId, records: u32, flags: u8, index: Index) -> FrameHeader {
+    /// A frame that takes no index repeats the term of the entry it stands behind.
+    pub(crate) const fn frame_header(
+        &self,
+        segment: SegmentId,
+        records: u32,
+        flags: u8,
+        index: Index,
+    ) -> FrameHeader {
         FrameHeader {
             flags,
             sparse_pieces: 0,
@@ -220,7 +234,7 @@ impl Log {
             records,
             segment,
             index,
-            term: self.term,
+            term: if flags == 0 { self.term } else { self.last_term },
             timestamp: self.now,
             body_bytes: 0,
             previous: self.last_checksum,
@@ -257,7 +271,8 @@ impl Log {
             return Ok(());
         }
         let mut frame = vec![0; FRAME_HEADER_BYTES];
-        self.append(&mut frame, 0, SEAL, self.last_index)?;
+        let header = self.frame_header(self.open.header.segment, 0, SEAL, self.last_index);
+        self.append(&mut frame, header)?;
         self.sync().map(|_durable| ()).map_err(|error| match error {
             SyncError::Poisoned => WriteError::Poisoned,
             SyncError::Disk(failed) => WriteError::Disk(failed),

@@ -172,7 +172,7 @@ pub(crate) fn open(
     let snapshot = read.snapshot();
     let fence = read.scan.gaps.first().cloned();
     let (last_index, last_checksum) = (read.scan.order.last_index, read.scan.order.last_checksum);
-    let (term, now) = (read.term, read.now);
+    let (term, now, last_term) = (read.term, read.now, read.scan.order.last_term);
     let open = read.into_open(&files, &mut report)?;
     let mut log = Log {
         shard,
@@ -191,6 +191,7 @@ pub(crate) fn open(
         term,
         now,
         last_index,
+        last_term,
         last_checksum,
         durable_index: last_index,
         unsynced: false,
@@ -252,6 +253,7 @@ fn begin(
         term: Term(1),
         now: Timestamp(0),
         last_index: Index(0),
+        last_term: Term(0),
         last_checksum: 0,
         durable_index: Index(0),
         unsynced: false,
@@ -487,6 +489,7 @@ impl Newest {
         open.ordinary = self.scan.ordinary;
         open.records = self.scan.records;
         open.sealed = self.scan.sealed;
+        open.base_term = self.scan.base_term;
         open.index = self.index;
         for (index, at) in self.marks {
             open.mark(index, at);
@@ -499,7 +502,7 @@ impl Collected {
     fn take(&mut self, body: &[u8]) {
         for record in Records::new(body).map_while(Result::ok) {
             match record.kind {
-                Kind::Message | Kind::Control => {}
+                Kind::Message | Kind::Control | Kind::Replication => {}
                 Kind::Snapshot => self.snapshot.push(Bytes::copy_from_slice(record.body())),
                 Kind::Manifest => self.manifest = segments_of(record.body()),
                 Kind::Retired => self.retired.extend(segments_of(record.body())),

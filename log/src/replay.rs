@@ -120,7 +120,7 @@ impl Log {
     }
 
     /// The frame of the newest segment at this place, verified.
-    fn frame(&mut self, at: u64, end: u64) -> Result<(FrameHeader, Bytes), Damage> {
+    pub(crate) fn frame(&mut self, at: u64, end: u64) -> Result<(FrameHeader, Bytes), Damage> {
         let key = self.open.key();
         let damage = |reason| Damage { segment: key.segment, offset: at, reason };
         let head_bytes = u32::try_from(FRAME_HEADER_BYTES).expect("64");
@@ -171,6 +171,7 @@ impl Current {
             let record = match record.kind {
                 Kind::Message => ReplayedRecord::Message(message_of(&bytes)?),
                 Kind::Control => ReplayedRecord::Control(rest.slice_ref(record.body())),
+                Kind::Replication => ReplayedRecord::Replication(rest.slice_ref(record.body())),
                 // The log's own.
                 Kind::Snapshot | Kind::Manifest | Kind::Retired => continue,
             };

@@ -94,6 +94,8 @@ pub struct Replayed {
 pub enum ReplayedRecord {
     Message(Message),
     Control(Bytes),
+    /// What [`crate::Log::push_replication`] was given; nothing for an engine.
+    Replication(Bytes),
 }
 
 /// What one step of upkeep did.

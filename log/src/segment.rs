@@ -1,7 +1,7 @@
 //! The segments of an open log: the one that is written, and the sealed ones.
 
 use crate::{
-    Damage, DiskFile, Index, StreamId,
+    Damage, DiskFile, Index, StreamId, Term,
     files::Files,
     format::{
         frame::FrameHeader,
@@ -45,6 +45,8 @@ pub(crate) struct OpenSegment {
     pub(crate) records: u64,
     /// The last frame is a seal.
     pub(crate) sealed: bool,
+    /// Term of the last entry before this segment; 0 when there is none.
+    pub(crate) base_term: Term,
     pub(crate) index: MemoryIndex,
     /// Up to here zeros were written ahead.
     zeroed_to: u64,
@@ -70,6 +72,7 @@ impl OpenSegment {
             ordinary: 0,
             records: 0,
             sealed: false,
+            base_term: Term(0),
             index: MemoryIndex::default(),
             zeroed_to: 0,
             marks: Vec::new(),
@@ -82,6 +85,9 @@ impl OpenSegment {
 
     /// Takes note of a frame that stands at `self.end`. Its messages are noted when they are pushed.
     pub(crate) fn appended(&mut self, header: &FrameHeader, frame: &[u8]) {
+        if self.frames == 0 && !header.is_ordinary() {
+            self.base_term = header.term;
+        }
         if header.is_ordinary() {
             self.mark(header.index, self.end);
             self.ordinary += 1;
@@ -211,7 +217,7 @@ pub(crate) fn index_frame(index: &mut MemoryIndex, offset: u64, body: &[u8]) -> 
                     index.push(&message, at, len, record.flags & WITH_MESSAGE_ID != 0);
                 }
             }
-            Kind::Control | Kind::Snapshot | Kind::Manifest | Kind::Retired => {}
+            Kind::Control | Kind::Snapshot | Kind::Manifest | Kind::Retired | Kind::Replication => {}
         }
         at += len;
     }

@@ -4,7 +4,7 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use crate::{
-    Damage, DamageReason, Index, SegmentId, ShardId,
+    Damage, DamageReason, Index, SegmentId, ShardId, Term,
     format::{
         frame::{
             COMPACTED, END_BYTES, FRAME_HEADER_BYTES, FRAME_MAGIC, FrameHeader, HeaderFault, SEAL,
@@ -24,6 +24,8 @@ pub(crate) struct Order {
     /// Of the last ordinary frame.
     pub(crate) last_index: Index,
     pub(crate) last_checksum: u32,
+    /// Of the last ordinary frame; frames that take no index repeat it.
+    pub(crate) last_term: Term,
 }
 
 impl Order {
@@ -35,6 +37,7 @@ impl Order {
             compacted: header.compacted,
             last_index: Index(header.segment.0.saturating_sub(1)),
             last_checksum: header.previous_checksum,
+            last_term: Term(0),
         }
     }
 
@@ -57,6 +60,7 @@ impl Order {
     }
 
     pub(crate) fn follow(&mut self, frame: &FrameHeader) {
+        self.last_term = frame.term;
         if frame.is_ordinary() {
             self.last_index = frame.index;
             self.last_checksum = frame.checksum;
@@ -158,6 +162,8 @@ pub(crate) struct Scan {
     pub(crate) records: u64,
     /// The last frame is a seal.
     pub(crate) sealed: bool,
+    /// Of the last entry before the first frame.
+    pub(crate) base_term: Term,
     /// Places in front of `end` where no frame stands that continues the order.
     pub(crate) gaps: Vec<Damage>,
 }
@@ -176,6 +182,7 @@ pub(crate) fn scan(
         ordinary: 0,
         records: 0,
         sealed: false,
+        base_term: Term(0),
         gaps: Vec::new(),
     };
     let mut offset = usize::try_from(FRAMES_AT).expect("a few thousand");
@@ -199,6 +206,9 @@ pub(crate) fn scan(
         };
         let body = body_of(image.get(offset..).unwrap_or_default(), &header);
         frame(&header, offset as u64, &body);
+        if scan.frames == 0 && !header.is_ordinary() {
+            scan.base_term = header.term;
+        }
         scan.order.follow(&header);
         scan.frames = scan.frames.saturating_add(1);
         scan.ordinary = scan.ordinary.saturating_add(u64::from(header.is_ordinary()));

@@ -5,3 +5,4 @@ pub(crate) mod frame;
 pub(crate) mod hash;
 pub(crate) mod record;
 pub(crate) mod segment;
+pub(crate) mod vote;

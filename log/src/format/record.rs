@@ -23,6 +23,8 @@ pub(crate) enum Kind {
     Snapshot,
     Manifest,
     Retired,
+    /// Of replication, which alone knows what it says.
+    Replication,
 }
 
 impl Kind {
@@ -33,6 +35,7 @@ impl Kind {
             Self::Snapshot => 3,
             Self::Manifest => 4,
             Self::Retired => 5,
+            Self::Replication => 6,
         }
     }
 
@@ -43,6 +46,7 @@ impl Kind {
             3 => Some(Self::Snapshot),
             4 => Some(Self::Manifest),
             5 => Some(Self::Retired),
+            6 => Some(Self::Replication),
             _ => None,
         }
     }

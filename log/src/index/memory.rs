@@ -69,6 +69,17 @@ impl MemoryIndex {
     }
 }
 
+impl MemoryIndex {
+    /// Records that stand at `from` or behind it will stand `by` bytes further back.
+    pub(crate) fn move_back(&mut self, from: u64, by: u64) {
+        for run in &mut self.runs {
+            for slot in run.slots.iter_mut().rev().take_while(|slot| u64::from(slot.offset) >= from) {
+                slot.offset = u32::try_from(u64::from(slot.offset) + by).expect("a segment is below 4 GiB");
+            }
+        }
+    }
+}
+
 impl MemoryRun {
     fn new(stream: StreamId) -> Self {
         Self {

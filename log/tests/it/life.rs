@@ -83,7 +83,7 @@ fn a_life(disk: &Arc<dyn Disk>, directory: &Path) {
         .replay(snapshot.index)
         .map(|replayed| match replayed.unwrap().record {
             ReplayedRecord::Message(message) => message.sequence.0,
-            ReplayedRecord::Control(_) => 0,
+            ReplayedRecord::Control(_) | ReplayedRecord::Replication(_) => 0,
         })
         .collect();
     assert_eq!(*replayed.last().unwrap(), 3000);

@@ -10,5 +10,6 @@ mod io_errors;
 mod life;
 mod model;
 mod recovery;
+mod replica;
 mod scrub;
 mod world;

@@ -107,6 +107,7 @@ impl State {
                 let (words, _) = rest.as_chunks::<8>();
                 stream.removed.extend(words.iter().map(|word| u64::from_le_bytes(*word)));
             }
+            ReplayedRecord::Replication(_) => {}
         }
     }
 }

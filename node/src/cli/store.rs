@@ -262,6 +262,10 @@ fn dumped_value(dumped: &Dumped) -> Value {
             value["kind"] = "control".into();
             value["body_base64"] = STANDARD.encode(body).into();
         }
+        DumpedRecord::Replication(body) => {
+            value["kind"] = "replication".into();
+            value["body_base64"] = STANDARD.encode(body).into();
+        }
         DumpedRecord::Snapshot(body) => {
             value["kind"] = "snapshot".into();
             value["body_base64"] = STANDARD.encode(body).into();
@@ -290,7 +294,7 @@ fn dumped_text(value: &Value) -> String {
             let (stream, sequence) = (cell(&value["stream_id"]), &value["sequence"]);
             format!("message {stream}#{sequence} [{}] {payload}", cell(&value["subject"]))
         }
-        "control" | "snapshot" => {
+        "control" | "replication" | "snapshot" => {
             let bytes = value["body_base64"].as_str().map_or(0, |text| text.len() / 4 * 3);
             format!("{} of about {bytes} bytes", cell(&value["kind"]))
         }

@@ -104,6 +104,8 @@ pub(crate) fn open(
         match &replayed.record {
             ReplayedRecord::Message(message) => recovering.message(message)?,
             ReplayedRecord::Control(bytes) => recovering.control(bytes)?,
+            // Nothing of the engine's.
+            ReplayedRecord::Replication(_) => {}
         }
     }
     let mut clock = Clock::new(clocks, time);

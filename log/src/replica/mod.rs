@@ -1,0 +1,62 @@
+//! The log as replication sees it: entries by their index, somebody else's entries, cutting what was never
+//! decided, the vote.
+//!
+//! One entry is one ordinary frame. Nothing here knows who elects or who agrees. Invariants: an entry is
+//! written only at the index after the last one; its records are the same bytes on every node, and were checked
+//! before they were written; everything that is given out was verified (DR15).
+
+mod append;
+mod entries;
+mod vote;
+
+use bytes::Bytes;
+
+use crate::{DamageReason, Index, Sequence, StreamId, Term, Timestamp};
+
+pub use vote::{VOTE_BYTES_MAX, VoteError, VoteFile};
+
+/// Longest body of an entry that is taken from somebody else. Leaves room for a frame of one large message.
+pub(crate) const ENTRY_BYTES_MAX: usize = 256 << 20;
+
+/// Which entry: two logs that have one of this name have the same one, and the same before it.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+pub struct EntryId {
+    pub index: Index,
+    /// 0 only before the first entry.
+    pub term: Term,
+}
+
+/// One entry of the log, as it is proposed, shipped and appended.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct LogEntry {
+    pub id: EntryId,
+    /// The leader's clock when it was gathered; the same on every node.
+    pub timestamp: Timestamp,
+    pub records: u32,
+    /// The bytes of its records.
+    pub body: Bytes,
+}
+
+/// Why somebody else's entry is refused.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum EntryFault {
+    #[error("it has index {got}, and {expected} is next")]
+    NotNext { expected: Index, got: Index },
+    #[error("it is of term {got}, and the last entry of term {last}")]
+    TermGoesBack { last: Term, got: Term },
+    #[error("{bytes} bytes are more than an entry may have here")]
+    TooLarge { bytes: usize },
+    #[error("its record at byte {offset}: {reason}")]
+    Record { offset: usize, reason: DamageReason },
+    /// Manifests, snapshots and retired segments are each log's own.
+    #[error("its record at byte {offset} is of a kind that no entry carries")]
+    Kind { offset: usize },
+    #[error("it says that it has {said} records, and has {found}")]
+    Count { said: u32, found: u32 },
+    #[error("message {sequence} of stream {stream} does not come after those that are there")]
+    Sequence { stream: StreamId, sequence: Sequence },
+    /// Messages of the same stream are being gathered. They can never be written behind it: give them up with
+    /// [`crate::Log::discard_pending`] first.
+    #[error("it and what is being gathered have messages of stream {stream}")]
+    Pending { stream: StreamId },
+}

@@ -1,0 +1,151 @@
+//! The vote of a replica: whom it follows, which must never be forgotten (DR9).
+//!
+//! Two copies in two slots of one file. A save writes one and syncs, then the other and syncs; so whatever is
+//! damaged after it returned, one copy has what it said. `docs/design/format.md` has the bytes.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crate::{
+    Disk, DiskFailed, DiskFile, OpenMode, ShardId,
+    files::Files,
+    format::vote::{SLOT_BYTES, Slot, SlotFault},
+    rewrite::NewFile,
+};
+
+pub use crate::format::vote::VOTE_BYTES_MAX;
+
+const NAME: &str = "vote";
+const SLOTS: [u64; 2] = [0, SLOT_BYTES as u64];
+
+/// The file, open for saving.
+#[derive(Debug)]
+pub struct VoteFile {
+    files: Files,
+    shard: ShardId,
+    file: Box<dyn DiskFile>,
+    generation: u64,
+    poisoned: bool,
+}
+
+/// Why a vote cannot be read or kept.
+#[derive(Debug, thiserror::Error)]
+pub enum VoteError {
+    /// The node forgot what it promised: it may not take part as the one it was (DR9).
+    #[error("what this node voted cannot be read from {}", path.display())]
+    Amnesia { path: PathBuf },
+    #[error("{} has format version {version}, which this build does not read", path.display())]
+    UnknownVersion { path: PathBuf, version: u16 },
+    #[error("{} belongs to shard {found}, not {expected}", path.display())]
+    ForeignShard { path: PathBuf, found: ShardId, expected: ShardId },
+    #[error("a vote has {bytes} bytes, more than {VOTE_BYTES_MAX}")]
+    TooLarge { bytes: usize },
+    #[error("votes are not kept any more after an earlier failure")]
+    Poisoned,
+    #[error(transparent)]
+    Disk(#[from] DiskFailed),
+}
+
+impl VoteFile {
+    /// Opens the vote file of the shard's directory and says what was saved last; `None` when nothing was.
+    ///
+    /// A file that is not there is begun, unless the node `must` have one because it was a member before. One
+    /// damaged copy is used from the other and written again.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        directory: &Path,
+        shard: ShardId,
+        must_exist: bool,
+    ) -> Result<(Self, Option<Vec<u8>>), VoteError> {
+        let files = Files::new(disk, directory, 0);
+        let path = files.path(NAME);
+        let exists =
+            files.disk().exists(&path).map_err(|source| files.failed("looking for", NAME, source))?;
+        if !exists {
+            return if must_exist { Err(VoteError::Amnesia { path }) } else { Self::begin(files, shard) };
+        }
+        let file = files
+            .disk()
+            .open(&path, OpenMode::ReadWrite)
+            .map_err(|source| files.failed("opening", NAME, source))?;
+        let mut slots = Vec::new();
+        for at in SLOTS {
+            slots.push(read_slot(&*file, at, shard).map_err(|source| files.failed("reading", NAME, source))?);
+        }
+        let mut newest: Option<&Slot> = None;
+        for slot in &slots {
+            match slot {
+                Ok(slot) if newest.is_none_or(|newest| newest.generation < slot.generation) => {
+                    newest = Some(slot)
+                }
+                Ok(_) | Err(SlotFault::Bytes) => {}
+                Err(SlotFault::Version(version)) => {
+                    return Err(VoteError::UnknownVersion { path, version: *version });
+                }
+                Err(SlotFault::Shard(found)) => {
+                    return Err(VoteError::ForeignShard { path, found: *found, expected: shard });
+                }
+            }
+        }
+        let Some(newest) = newest.cloned() else { return Err(VoteError::Amnesia { path }) };
+        let mut vote = Self { files, shard, file, generation: newest.generation, poisoned: false };
+        let repair = slots.iter().any(|slot| slot.as_ref() != Ok(&newest));
+        if repair {
+            tracing::warn!(path = %path.display(), "a copy of the vote was damaged or old; it is written again");
+            vote.put(&newest.body)?;
+        }
+        Ok((vote, newest.body))
+    }
+
+    /// A file that says that nothing was voted.
+    fn begin(files: Files, shard: ShardId) -> Result<(Self, Option<Vec<u8>>), VoteError> {
+        let slot = Slot { shard, generation: 1, body: None }.encode();
+        let mut new = NewFile::create(&files, "vote.tmp")?;
+        new.append(&files, &slot)?;
+        new.append(&files, &slot)?;
+        let file = new.settle(&files)?.install(&files, NAME, true)?;
+        Ok((Self { files, shard, file, generation: 1, poisoned: false }, None))
+    }
+
+    /// Keeps a vote: durable when this returns. After an error nothing is known of what the disk holds, nothing
+    /// may be answered that rests on this vote, and no other is kept (DR2).
+    pub fn save(&mut self, vote: &[u8]) -> Result<(), VoteError> {
+        if vote.len() > VOTE_BYTES_MAX {
+            return Err(VoteError::TooLarge { bytes: vote.len() });
+        }
+        self.put(&Some(vote.to_vec()))
+    }
+
+    fn put(&mut self, body: &Option<Vec<u8>>) -> Result<(), VoteError> {
+        if self.poisoned {
+            return Err(VoteError::Poisoned);
+        }
+        self.generation += 1;
+        let slot = Slot { shard: self.shard, generation: self.generation, body: body.clone() }.encode();
+        // The second copy is touched only when the first is durable: at any moment one of them is whole.
+        for at in SLOTS {
+            if let Err(source) = self.file.write_at(&slot, at).and_then(|()| self.file.sync_data()) {
+                self.poisoned = true;
+                return Err(self.files.failed("saving", NAME, source).into());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the medium holds, whatever the system's cache believes.
+fn read_slot(file: &dyn DiskFile, at: u64, shard: ShardId) -> std::io::Result<Result<Slot, SlotFault>> {
+    let mut bytes = vec![0; SLOT_BYTES];
+    // A sector that cannot be read is one damaged copy.
+    let read = match file.read_at_past_cache(&mut bytes, at) {
+        Ok(read) => read,
+        Err(error) if error.raw_os_error() == Some(EIO) => 0,
+        Err(error) => return Err(error),
+    };
+    Ok(Slot::decode(bytes.get(..read).unwrap_or_default(), shard))
+}
+
+/// What a medium says of a sector that it cannot read.
+const EIO: i32 = 5;
