@@ -48,7 +48,7 @@ pub use options::LogOptions;
 pub use options::PlantedBug;
 pub use random::SeededRandom;
 pub use replay::{Replay, ReplayCursor};
-pub use replica::{EntryFault, EntryId, LogEntry, VOTE_BYTES_MAX, VoteError, VoteFile};
+pub use replica::{EntryFault, VOTE_BYTES_MAX, VoteError, VoteFile};
 pub use report::{
     LogStats, Maintained, RecoveryReport, Replayed, ReplayedRecord, RunSubject, RunSummary, Snapshot, Tail,
 };

@@ -9,33 +9,12 @@ mod append;
 mod entries;
 mod vote;
 
-use bytes::Bytes;
-
-use crate::{DamageReason, Index, Sequence, StreamId, Term, Timestamp};
+use crate::{DamageReason, Index, Sequence, StreamId, Term};
 
 pub use vote::{VOTE_BYTES_MAX, VoteError, VoteFile};
 
 /// Longest body of an entry that is taken from somebody else. Leaves room for a frame of one large message.
 pub(crate) const ENTRY_BYTES_MAX: usize = 256 << 20;
-
-/// Which entry: two logs that have one of this name have the same one, and the same before it.
-#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
-pub struct EntryId {
-    pub index: Index,
-    /// 0 only before the first entry.
-    pub term: Term,
-}
-
-/// One entry of the log, as it is proposed, shipped and appended.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct LogEntry {
-    pub id: EntryId,
-    /// The leader's clock when it was gathered; the same on every node.
-    pub timestamp: Timestamp,
-    pub records: u32,
-    /// The bytes of its records.
-    pub body: Bytes,
-}
 
 /// Why somebody else's entry is refused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]

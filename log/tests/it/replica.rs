@@ -114,8 +114,7 @@ fn what_is_gathered_stays_pending_behind_somebody_elses_entry() {
     push(&mut other, StreamId(2), Sequence(1));
     other.push_replication(b"first of a leader");
     let (records, body) = other.pending_body().unwrap();
-    log.append_entry(&LogEntry { id: id(1, 4), timestamp: Timestamp(9), records, body: body.clone() })
-        .unwrap();
+    log.append_entry(&LogEntry { id: id(1, 4), timestamp: Timestamp(9), records, body }).unwrap();
     assert!(matches!(log.read(STREAM, Sequence(5)), Read::Found(_)));
     let (records, body) = log.pending_body().unwrap();
     let fault = log.append_entry(&LogEntry { id: id(2, 4), timestamp: Timestamp(9), records, body });
