@@ -72,6 +72,10 @@ impl Files {
         &*self.disk
     }
 
+    pub(crate) const fn shared_disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+
     pub(crate) fn directory(&self) -> &Path {
         &self.directory
     }

@@ -3,6 +3,7 @@
 //! Synchronous, without a runtime. Table of contents only; `docs/design/format.md` has the bytes.
 #![forbid(unsafe_code)]
 
+mod background;
 pub mod checkpoint;
 mod directory;
 mod disk;

@@ -9,19 +9,20 @@ use crate::{
     CloseError, Damage, Disk, DiskFailed, Index, LogOptions, LogStats, MessageRef, OpenError, RecoveryReport,
     RollError, RunSummary, SegmentId, Sequence, ShardId, Snapshot, StreamId, SyncError, Term, Timestamp,
     WriteError,
+    background::{self, Background, Done},
     files::Files,
     format::{
         frame::{self, FRAME_HEADER_BYTES, FrameHeader, SEAL, SNAPSHOT, SNAPSHOT_END},
         record::{self, Kind, MessageView, RecordSalt, WITH_MESSAGE_ID},
         segment::{FRAMES_AT, Footer, SegmentHeader, SegmentKey},
     },
-    index::{self, IndexCache, MemoryIndex, RunTotals},
+    index::{IndexCache, MemoryIndex, RunTotals},
     is_out_of_space,
     maintain::Upkeep,
     recovery,
     released::Releases,
-    rewrite::{self, NewFile, Settled},
-    segment::{OpenSegment, Sealed, SealedIndex, load_directory},
+    rewrite::{NewFile, Settled},
+    segment::{OpenSegment, Sealed, SealedIndex},
 };
 
 /// The preallocated next segment.
@@ -44,6 +45,8 @@ pub struct Log {
     pub(crate) pending: Pending,
     pub(crate) releases: Releases,
     pub(crate) upkeep: Upkeep,
+    /// Started when the first segment is sealed.
+    pub(crate) background: Option<Background>,
     /// What cannot be read of segments that should be there: what is not found may have been in one.
     pub(crate) losses: BTreeMap<SegmentId, Damage>,
     pub(crate) fence: Option<Damage>,
@@ -328,6 +331,8 @@ impl Log {
         if self.open.ordinary == 0 {
             return Ok(());
         }
+        // One at a time: whoever fills segments faster than they are indexed waits here.
+        self.take_side_file(true);
         self.sync().map_err(|error| match error {
             SyncError::Poisoned => RollError::Poisoned,
             SyncError::Disk(failed) => RollError::Disk(failed),
@@ -457,7 +462,7 @@ impl Log {
             }
         };
         self.files.forget(key);
-        let index = self.write_side_file(key, &footer, old.index);
+        let index = self.write_side_file_later(key, &footer, old.index);
         let sealed = Sealed { key, bytes, compacted: false, footer: Some(footer), index, damage: None };
         self.add_sealed(sealed);
         Ok(())
@@ -471,12 +476,38 @@ impl Log {
         footer: &Footer,
         index: MemoryIndex,
     ) -> SealedIndex {
-        let bytes = index::encode(&index, self.shard, key, footer.content_hash);
-        if let Err(failed) = rewrite::write_derived(&self.files, &key.index_name(), &bytes) {
-            tracing::warn!(segment = key.segment.0, err = %failed.source, "no side index, keeping it in memory");
-            return SealedIndex::Memory(index);
+        background::write_side_file(&mut self.files, self.shard, key, footer, &index)
+            .map_or_else(|| SealedIndex::Unwritten(Arc::new(index)), SealedIndex::Side)
+    }
+
+    /// As [`Self::write_side_file`], but in the background where that is allowed: until
+    /// [`Self::take_side_file`] the index is served from memory.
+    fn write_side_file_later(&mut self, key: SegmentKey, footer: &Footer, index: MemoryIndex) -> SealedIndex {
+        if self.options.background && self.background.is_none() {
+            let disk = Arc::clone(self.files.shared_disk());
+            match Background::start(disk, self.files.directory(), self.shard) {
+                Ok(background) => self.background = Some(background),
+                Err(error) => tracing::warn!(err = %error, "no thread for side files"),
+            }
         }
-        load_directory(&mut self.files, key, footer).map_or(SealedIndex::Memory(index), SealedIndex::Side)
+        let Some(background) = &mut self.background else { return self.write_side_file(key, footer, index) };
+        let index = Arc::new(index);
+        if !background.write(key, *footer, Arc::clone(&index)) {
+            tracing::error!(segment = key.segment.0, "no side index: the thread that writes them has died");
+            self.background = None;
+        }
+        SealedIndex::Unwritten(index)
+    }
+
+    /// Uses the side file that was written in the background, if there is one; waits for it if that is asked.
+    pub(crate) fn take_side_file(&mut self, wait: bool) {
+        let done = self.background.as_mut().and_then(|background| background.finished(wait));
+        if let Some(Done { key, directory: Some(directory) }) = done
+            && let Some(sealed) = self.sealed.get_mut(&key.segment)
+        {
+            assert!(sealed.key == key, "a segment goes only when its side file is written");
+            sealed.index = SealedIndex::Side(directory);
+        }
     }
 
     pub(crate) fn add_sealed(&mut self, sealed: Sealed) {
@@ -495,6 +526,11 @@ impl Log {
 
     /// Forgets a segment, but not what is lost with it.
     pub(crate) fn take_sealed(&mut self, segment: SegmentId) -> Option<Sealed> {
+        // Or its side file would come when the segment has gone.
+        let under_way = self.background.as_ref().and_then(Background::under_way);
+        if under_way.is_some_and(|key| key.segment == segment) {
+            self.take_side_file(true);
+        }
         let sealed = self.sealed.remove(&segment)?;
         self.files.forget(sealed.key);
         self.cache.forget(sealed.key);
@@ -610,6 +646,8 @@ impl Log {
         if self.fence.is_none() {
             self.seal_tail()?;
         }
+        // So that the next start finds it.
+        self.take_side_file(true);
         Ok(())
     }
 

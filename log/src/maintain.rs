@@ -146,6 +146,7 @@ impl Log {
         if self.fence.is_some() {
             return Ok(done);
         }
+        self.take_side_file(false);
         self.unlink_retired(&mut done)?;
         self.prepare_spare()?;
         if self.upkeep.compaction.is_some() {

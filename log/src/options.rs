@@ -18,6 +18,9 @@ pub struct LogOptions {
     pub read_cache_bytes: usize,
     /// A sealed segment is compacted when at least this share of it is dead. Default 60, 1 to 100.
     pub compact_dead_percent: u8,
+    /// Whether side files, which are derived, are written by a thread of their own. Default yes; no on disks
+    /// that are simulated, so that a run can be repeated.
+    pub background: bool,
     /// The operator's answer to [`crate::OpenError::SuspectTail`]: cut the last frame although it may
     /// have been acknowledged. Default no.
     pub accept_tail_loss: bool,
@@ -48,6 +51,7 @@ impl Default for LogOptions {
             index_cache_bytes: 32 << 20,
             read_cache_bytes: 4 << 20,
             compact_dead_percent: 60,
+            background: true,
             accept_tail_loss: false,
             must_exist: false,
             #[cfg(any(test, feature = "planted-bugs"))]
@@ -57,7 +61,7 @@ impl Default for LogOptions {
 }
 
 impl LogOptions {
-    /// Everything small, so that rare paths become the common ones.
+    /// Everything small, so that rare paths become the common ones; no thread.
     #[must_use]
     pub fn for_simulation() -> Self {
         Self {
@@ -66,6 +70,7 @@ impl LogOptions {
             ballast_bytes: 32 << 10,
             index_cache_bytes: 64 << 10,
             read_cache_bytes: 64 << 10,
+            background: false,
             ..Self::default()
         }
     }

@@ -351,7 +351,9 @@ impl Log {
             // An index of damaged frames does not have everything.
             Some(sealed) => match (&sealed.damage, &sealed.index) {
                 (Some(damage), SealedIndex::Memory(_)) => Err(damage.clone()),
-                (Some(_), SealedIndex::Side(_)) | (None, _) => self.search(stream, segment, f),
+                (Some(_), SealedIndex::Side(_) | SealedIndex::Unwritten(_)) | (None, _) => {
+                    self.search(stream, segment, f)
+                }
             },
             None => Ok(T::default()),
         }

@@ -1,5 +1,7 @@
 //! The segments of an open log: the one that is written, and the sealed ones.
 
+use std::sync::Arc;
+
 use crate::{
     Damage, DiskFile, Index, StreamId, Term,
     files::Files,
@@ -162,14 +164,18 @@ pub(crate) struct Sealed {
 #[derive(Debug)]
 pub(crate) enum SealedIndex {
     Side(SideDirectory),
+    /// Of a segment that may not be whole.
     Memory(MemoryIndex),
+    /// As it was when the segment was sealed: its side file is on its way, or could not be written.
+    Unwritten(Arc<MemoryIndex>),
 }
 
 impl SealedIndex {
     pub(crate) fn totals(&self) -> Vec<RunTotals> {
         match self {
             Self::Side(directory) => directory.runs.iter().map(|row| row.totals).collect(),
-            Self::Memory(index) => index.runs().iter().map(crate::index::MemoryRun::totals).collect(),
+            Self::Memory(index) => memory_totals(index),
+            Self::Unwritten(index) => memory_totals(index),
         }
     }
 
@@ -177,6 +183,7 @@ impl SealedIndex {
         match self {
             Self::Side(directory) => directory.runs.len(),
             Self::Memory(index) => index.runs().len(),
+            Self::Unwritten(index) => index.runs().len(),
         }
     }
 
@@ -195,8 +202,13 @@ impl SealedIndex {
                 .map(|place| f(&mut SideRun::new(files, cache, key, place, &directory.runs[place])))
                 .transpose(),
             Self::Memory(index) => index.run(stream).map(|mut run| f(&mut run)).transpose(),
+            Self::Unwritten(index) => index.run(stream).map(|mut run| f(&mut run)).transpose(),
         }
     }
+}
+
+fn memory_totals(index: &MemoryIndex) -> Vec<RunTotals> {
+    index.runs().iter().map(crate::index::MemoryRun::totals).collect()
 }
 
 /// Notes the messages of a frame that stands at `offset`, up to one that does not continue its stream;

@@ -159,8 +159,10 @@ fn count_pieces(body: &[u8], offset: u64, bits_max: u32) -> u16 {
 
 fn has_few_bits(piece: &[u8], bits_max: u32) -> bool {
     let mut left = bits_max;
-    for byte in piece {
-        let Some(rest) = left.checked_sub(byte.count_ones()) else { return false };
+    let (words, bytes) = piece.as_chunks::<8>();
+    let bits = words.iter().map(|word| u64::from_le_bytes(*word).count_ones());
+    for count in bits.chain(bytes.iter().map(|byte| byte.count_ones())) {
+        let Some(rest) = left.checked_sub(count) else { return false };
         left = rest;
     }
     true

@@ -46,14 +46,11 @@ impl ContentHash {
             if self.waiting_len < STRIPE {
                 return;
             }
-            let stripe = self.waiting;
-            self.stripe(&stripe);
+            self.lanes = stripes(self.lanes, &[self.waiting]);
             self.waiting_len = 0;
         }
-        let (stripes, rest) = bytes.as_chunks::<STRIPE>();
-        for stripe in stripes {
-            self.stripe(stripe);
-        }
+        let (whole, rest) = bytes.as_chunks::<STRIPE>();
+        self.lanes = stripes(self.lanes, whole);
         self.waiting[..rest.len()].copy_from_slice(rest);
         self.waiting_len = rest.len();
     }
@@ -91,13 +88,20 @@ impl ContentHash {
         hash = (hash ^ (hash >> 29)).wrapping_mul(P3);
         hash ^ (hash >> 32)
     }
+}
 
-    fn stripe(&mut self, stripe: &[u8; STRIPE]) {
+/// The lanes after these stripes. They are values here and not fields, so that they stay in registers: every byte
+/// that is stored passes through this loop.
+fn stripes([mut a, mut b, mut c, mut d]: [u64; 4], stripes: &[[u8; STRIPE]]) -> [u64; 4] {
+    for stripe in stripes {
         let (words, _) = stripe.as_chunks::<8>();
-        for (lane, word) in self.lanes.iter_mut().zip(words) {
-            *lane = round(*lane, u64::from_le_bytes(*word));
-        }
+        let [first, second, third, fourth] = words else { unreachable!("a stripe is four words") };
+        a = round(a, u64::from_le_bytes(*first));
+        b = round(b, u64::from_le_bytes(*second));
+        c = round(c, u64::from_le_bytes(*third));
+        d = round(d, u64::from_le_bytes(*fourth));
     }
+    [a, b, c, d]
 }
 
 const fn round(lane: u64, word: u64) -> u64 {

@@ -16,6 +16,8 @@ pub(crate) const SIDE_HEADER_BYTES: usize = 64;
 const MAGIC: [u8; 8] = *b"BEAMIDX\0";
 const SLOT_BYTES: usize = 32;
 const CHECKSUM_BYTES: usize = 4;
+/// Of a subject, without its name.
+const SUBJECT_BYTES: usize = 34;
 /// Of a directory row, without the first sequences of its pages.
 const ROW_BYTES: usize = 76;
 
@@ -79,17 +81,19 @@ pub(crate) fn encode(index: &MemoryIndex, shard: ShardId, key: SegmentKey, conte
     let directory_bytes: usize =
         runs.iter().map(|run| ROW_BYTES + 8 * run.slots().len().div_ceil(PAGE_SLOTS)).sum();
     let mut directory = Vec::with_capacity(directory_bytes);
+    // Header and directory are known last and stand first: room for them, then the rest behind it.
     let body_at = SIDE_HEADER_BYTES + directory_bytes;
-    let mut body = Vec::new();
+    let body_bytes: usize = runs.iter().map(|run| run_bytes(run)).sum();
+    let mut out = Vec::with_capacity(body_at + body_bytes);
+    out.resize(body_at, 0);
     for run in &runs {
-        let pages_at = body_at + body.len();
+        let pages_at = out.len();
         for page in run.slots().chunks(PAGE_SLOTS) {
-            put_page(&mut body, page);
+            put_page(&mut out, page);
         }
-        let subjects_at = body_at + body.len();
-        let subjects_from = body.len();
+        let subjects_at = out.len();
         for (name, totals) in run.subjects().iter() {
-            Filler::new(&mut body)
+            Filler::new(&mut out)
                 .u64(totals.first.0)
                 .u64(totals.last.0)
                 .u64(totals.count)
@@ -97,7 +101,7 @@ pub(crate) fn encode(index: &MemoryIndex, shard: ShardId, key: SegmentKey, conte
                 .u16(u16::try_from(name.len()).expect("a subject is at most 65535 bytes"))
                 .bytes(name);
         }
-        let subjects = body.get(subjects_from..).expect("the body only grew");
+        let subjects = out.get(subjects_at..).expect("it only grew");
         let totals = run.totals();
         Filler::new(&mut directory)
             .u32(totals.stream.0)
@@ -118,8 +122,8 @@ pub(crate) fn encode(index: &MemoryIndex, shard: ShardId, key: SegmentKey, conte
         }
     }
     assert_eq!(directory.len(), directory_bytes, "the places in the directory were computed from its length");
-    let mut out = Vec::with_capacity(body_at + body.len());
-    Filler::new(&mut out)
+    let mut header = Vec::with_capacity(SIDE_HEADER_BYTES);
+    Filler::new(&mut header)
         .bytes(&MAGIC)
         .u16(FORMAT_VERSION)
         .u16(0)
@@ -130,11 +134,24 @@ pub(crate) fn encode(index: &MemoryIndex, shard: ShardId, key: SegmentKey, conte
         .u64(content_hash)
         .u32(u32::try_from(directory.len()).expect("a directory is far below 4 GiB"))
         .u32(crc32fast::hash(&directory))
-        .u64((body_at + body.len()) as u64)
+        .u64(out.len() as u64)
         .u32(0);
-    let own = crc32fast::hash(&out);
-    Filler::new(&mut out).u32(own).bytes(&directory).bytes(&body);
+    let own = crc32fast::hash(&header);
+    Filler::new(&mut header).u32(own);
+    let (room, rest) = out.split_at_mut(SIDE_HEADER_BYTES);
+    room.copy_from_slice(&header);
+    let (room, _) = rest.split_at_mut(directory_bytes);
+    room.copy_from_slice(&directory);
     out
+}
+
+/// What the pages and the subject table of a run take.
+#[expect(clippy::arithmetic_side_effects, reason = "sums of lengths in memory")]
+fn run_bytes(run: &MemoryRun) -> usize {
+    let slots = run.slots().len();
+    let pages = slots * SLOT_BYTES + slots.div_ceil(PAGE_SLOTS) * CHECKSUM_BYTES;
+    let subjects: usize = run.subjects().iter().map(|(name, _)| SUBJECT_BYTES + name.len()).sum();
+    pages + subjects
 }
 
 fn put_page(out: &mut Vec<u8>, slots: &[Slot]) {

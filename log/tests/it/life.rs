@@ -11,8 +11,9 @@ const SHARD: ShardId = ShardId(3);
 const ORDERS: StreamId = StreamId(1);
 const BILLS: StreamId = StreamId(2);
 
-fn open(disk: &Arc<dyn Disk>, directory: &Path) -> Opened {
-    Log::open(Arc::clone(disk), directory, SHARD, LogOptions::for_simulation()).unwrap()
+fn open(disk: &Arc<dyn Disk>, directory: &Path, background: bool) -> Opened {
+    let options = LogOptions { background, ..LogOptions::for_simulation() };
+    Log::open(Arc::clone(disk), directory, SHARD, options).unwrap()
 }
 
 fn push(log: &mut Log, stream: StreamId, sequence: u64, subject: &str, payload: &[u8]) {
@@ -39,8 +40,8 @@ fn payload_of(read: Read<beamlog_log::Message>) -> Vec<u8> {
     }
 }
 
-fn a_life(disk: &Arc<dyn Disk>, directory: &Path) {
-    let opened = open(disk, directory);
+fn a_life(disk: &Arc<dyn Disk>, directory: &Path, background: bool) {
+    let opened = open(disk, directory, background);
     assert_eq!(opened.report.tail, Tail::New);
     let mut log = opened.log;
     log.set_time(Timestamp(5));
@@ -72,9 +73,10 @@ fn a_life(disk: &Arc<dyn Disk>, directory: &Path) {
     check(&mut log);
     log.close().unwrap();
 
-    let mut opened = open(disk, directory);
+    let mut opened = open(disk, directory, background);
     assert_eq!(opened.report.tail, Tail::Clean);
     assert!(!opened.report.rewritten);
+    assert_eq!(opened.report.indexes_rebuilt, 0, "a log that was closed has its side files");
     check(&mut opened.log);
     let snapshot = opened.snapshot.unwrap();
     assert!(snapshot.records[0].starts_with(b"state at "));
@@ -95,7 +97,7 @@ fn a_life(disk: &Arc<dyn Disk>, directory: &Path) {
     assert!(!opened.log.contains(index, checksum ^ 1));
     drop(opened.log);
 
-    let mut opened = open(disk, directory);
+    let mut opened = open(disk, directory, background);
     assert_eq!(opened.report.tail, Tail::Whole);
     assert!(opened.report.rewritten);
     assert!(opened.log.contains(index, checksum));
@@ -141,21 +143,28 @@ fn in_memory() {
     disk.create_dir(Path::new("/log")).unwrap();
     disk.sync_dir(Path::new("/")).unwrap();
     let disk: Arc<dyn Disk> = Arc::new(disk);
-    a_life(&disk, Path::new("/log"));
+    a_life(&disk, Path::new("/log"), false);
 }
 
 #[test]
 fn on_a_real_disk() {
     let directory = tempfile::tempdir().unwrap();
     let disk: Arc<dyn Disk> = Arc::new(StdDisk);
-    a_life(&disk, directory.path());
+    a_life(&disk, directory.path(), false);
+}
+
+#[test]
+fn with_side_files_written_in_the_background() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk: Arc<dyn Disk> = Arc::new(StdDisk);
+    a_life(&disk, directory.path(), true);
 }
 
 #[test]
 fn dead_segments_go_and_mostly_dead_ones_shrink() {
     let directory = tempfile::tempdir().unwrap();
     let disk: Arc<dyn Disk> = Arc::new(StdDisk);
-    let mut log = open(&disk, directory.path()).log;
+    let mut log = open(&disk, directory.path(), true).log;
     let mut sequence = 0;
     while log.stats().rolls < 6 {
         for _ in 0..10 {
@@ -201,7 +210,7 @@ fn dead_segments_go_and_mostly_dead_ones_shrink() {
     };
     check(&mut log);
     log.close().unwrap();
-    let mut opened = open(&disk, directory.path());
+    let mut opened = open(&disk, directory.path(), true);
     assert!(opened.report.damaged.is_empty() && opened.report.unexpected.is_empty(), "{:?}", opened.report);
     check(&mut opened.log);
 }
