@@ -203,6 +203,22 @@ impl Router {
         Ok(PublishTicket(receiver))
     }
 
+    /// Stores a message in the stream that it names, whoever captures its subject; subscribers do not get it.
+    /// For messages from elsewhere: their [`crate::stream::Provenance`] is believed. The ticket tells when
+    /// it is durable. Gives it back when the queue is full.
+    pub fn store(&self, publish: StreamPublish) -> Result<PublishTicket, Full<StreamPublish>> {
+        let (sender, receiver) = oneshot::channel();
+        let command = Command::Publish { publish, reply: PublishReply::Ticket(sender) };
+        self.shared.queue.push(command).map_err(|Full(command)| match command {
+            Command::Publish { publish, .. } => Full(publish),
+            Command::Request { .. }
+            | Command::Acknowledge(_)
+            | Command::Pull(_)
+            | Command::FlowControl(_) => unreachable!("the queue gives back what it was given"),
+        })?;
+        Ok(PublishTicket(receiver))
+    }
+
     /// Takes no more work, finishes what was taken, tells those who wait, seals the log. Clones of the
     /// handle are refused from here on.
     ///

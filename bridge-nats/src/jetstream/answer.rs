@@ -399,11 +399,13 @@ mod tests {
 
     fn stream_info() -> StreamInfo {
         StreamInfo {
+            id: StreamId(1),
             config: StreamConfig { name: "S".to_owned(), ..StreamConfig::default() },
             created: Timestamp(1),
             state: StreamState::default(),
             subjects: None,
             deleted: None,
+            origins: Vec::new(),
             now: Timestamp(2),
         }
     }

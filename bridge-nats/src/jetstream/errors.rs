@@ -101,7 +101,7 @@ impl From<&PublishRefusal> for ErrorBody {
             PublishRefusal::InsufficientStorage => {
                 return Self::new(500, 10047, "insufficient storage resources available");
             }
-            PublishRefusal::TooManyRequests => (429, 10167),
+            PublishRefusal::TooManyRequests | PublishRefusal::TooManyOrigins => (429, 10167),
             PublishRefusal::StreamNotFound => (404, 10059),
             PublishRefusal::Unreadable(_) => (500, UNREADABLE),
         };
@@ -229,6 +229,7 @@ mod tests {
             PublishRefusal::InsufficientStorage,
             PublishRefusal::LogFailed,
             PublishRefusal::TooManyRequests,
+            PublishRefusal::TooManyOrigins,
             PublishRefusal::StreamNotFound,
             PublishRefusal::Unreadable(damage()),
         ];

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use beamlog_router::interest::{Envelope, RouteCache, Subscriber};
+use beamlog_router::stream::ORIGIN_HEADER;
 use beamlog_router::{StreamPublish, headers, subject};
 use bytes::{Bytes, BytesMut};
 
@@ -190,6 +191,16 @@ impl Interpreter {
     }
 
     fn publish(&mut self, publish: &Publish<'_>) -> Option<Blocked> {
+        // Where a message comes from is known to links alone: a client that could say it would have later
+        // messages of that origin taken for duplicates.
+        if claims_origin(publish.headers) {
+            let headers = headers::without(publish.headers, |name| name == ORIGIN_HEADER.as_bytes());
+            return self.publish_unclaimed(&Publish { headers: &headers, ..*publish });
+        }
+        self.publish_unclaimed(publish)
+    }
+
+    fn publish_unclaimed(&mut self, publish: &Publish<'_>) -> Option<Blocked> {
         let envelope = Envelope {
             subject: publish.subject,
             reply: publish.reply,
@@ -266,6 +277,10 @@ impl Interpreter {
         me.offer(id, &answer);
         self.spoke = true;
     }
+}
+
+fn claims_origin(block: &[u8]) -> bool {
+    !block.is_empty() && memchr::memmem::find(block, ORIGIN_HEADER.as_bytes()).is_some()
 }
 
 /// A publish on its way to the driver: one copy, one allocation.

@@ -52,6 +52,9 @@ pub enum PublishRefusal {
     LogFailed, // 10077
     #[error("too many requests")]
     TooManyRequests, // 10167
+    /// A stream takes messages from a bounded number of streams elsewhere.
+    #[error("messages from too many origins")]
+    TooManyOrigins, // ours
     #[error("stream not found")]
     StreamNotFound, // 10059
     /// The message that decides about this publish cannot be read (DR14).

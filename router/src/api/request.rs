@@ -2,11 +2,11 @@
 
 use std::ops::Bound;
 
-use beamlog_log::{Message, Sequence, Timestamp};
+use beamlog_log::{Message, Sequence, StreamId, Timestamp};
 
 use crate::api::error::{ApiError, PublishRefusal};
 use crate::consumer::{ConsumerConfig, ConsumerInfo};
-use crate::stream::{StreamConfig, StreamState};
+use crate::stream::{OriginInfo, StreamConfig, StreamState};
 
 /// Whether a consumer request may create, must create, or must find.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -141,12 +141,15 @@ pub struct Page<T> {
 
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct StreamInfo {
+    pub id: StreamId,
     pub config: StreamConfig,
     pub created: Timestamp,
     pub state: StreamState,
     /// Messages by subject, when asked for; `total` in the page counts all that match.
     pub subjects: Option<Page<(String, u64)>>,
     pub deleted: Option<Vec<Sequence>>,
+    /// What links brought, by origin.
+    pub origins: Vec<OriginInfo>,
     pub now: Timestamp,
 }
 

@@ -274,6 +274,7 @@ fn info(stream: &mut Stream, turn: &mut Turn<'_>) -> StreamInfo {
     // A stream that never had a message has no first one.
     let first_sequence = if body.messages == 0 && body.last == Sequence(0) { body.last } else { body.first };
     StreamInfo {
+        id: body.id,
         config: body.config.clone(),
         created: body.created,
         state: StreamState {
@@ -289,6 +290,7 @@ fn info(stream: &mut Stream, turn: &mut Turn<'_>) -> StreamInfo {
         },
         subjects: None,
         deleted: None,
+        origins: body.origins.infos(),
         now: turn.now,
     }
 }

@@ -44,7 +44,13 @@ impl Engine {
         let acked = !stream.body.config.no_ack;
         let offer = Offer { subject: &publish.subject, headers: &publish.headers, payload: &publish.payload };
         let result = match stream.body.judge(turn.now, turn.journal, &offer, self.limits.message_bytes) {
-            Ok(Verdict::Store { subject, hash, headers, rollup }) => {
+            Ok(Verdict::Store { subject, hash, headers, rollup, skip_to }) => {
+                if let Some(to) = skip_to {
+                    Record::SkippedTo { stream: id, to, at: turn.now }
+                        .push(turn.journal)
+                        .expect("three numbers are smaller than a record");
+                    stream.body.apply_skipped_to(to, turn.now);
+                }
                 let admitted = Admitted {
                     subject: &subject,
                     hash,
@@ -86,6 +92,7 @@ impl Engine {
                     | PublishRefusal::InsufficientStorage
                     | PublishRefusal::LogFailed
                     | PublishRefusal::TooManyRequests
+                    | PublishRefusal::TooManyOrigins
                     | PublishRefusal::StreamNotFound => self.counters.refused_publishes += 1,
                 }
                 Err(refusal)

@@ -53,6 +53,12 @@ pub(crate) enum Record {
         consumer: ConsumerId,
         record: ConsumerRecord,
     },
+    /// The sequences up to `to` have no message: an imported one keeps the sequence behind it.
+    SkippedTo {
+        stream: StreamId,
+        to: Sequence,
+        at: Timestamp,
+    },
 }
 
 impl Enveloped for Record {

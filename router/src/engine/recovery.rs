@@ -20,6 +20,7 @@ use crate::engine::rows::{Row, StreamRow};
 use crate::engine::{Engine, EngineLimits, Turn, expiry};
 use crate::stream::body::StreamBody;
 use crate::stream::message_ids;
+use crate::stream::origins::Seen;
 use crate::stream::publish_headers::PublishHeaders;
 use crate::stream::state::Stream;
 
@@ -32,6 +33,8 @@ pub(crate) enum BrokenState {
     Gap { stream: StreamId, sequence: Sequence, last: Sequence },
     #[error("the deleted set of stream {stream} is not whole")]
     DeletedSet { stream: StreamId },
+    #[error("what stream {stream} has of an origin is not whole")]
+    Origins { stream: StreamId },
     #[error("more messages were removed from stream {stream} than it had")]
     Removals { stream: StreamId },
 }
@@ -80,12 +83,19 @@ pub(crate) struct Recovering {
     engine: Engine,
     /// Pieces of deleted sets.
     deleted: BTreeMap<StreamId, (u32, Vec<u8>)>,
+    /// Pieces of a set of an origin.
+    origins: BTreeMap<StreamId, (u32, Vec<u8>)>,
     ids: BTreeMap<StreamId, Vec<ReplayedId>>,
 }
 
 impl Recovering {
     pub(crate) fn new(limits: EngineLimits) -> Self {
-        Self { engine: Engine::new(limits), deleted: BTreeMap::new(), ids: BTreeMap::new() }
+        Self {
+            engine: Engine::new(limits),
+            deleted: BTreeMap::new(),
+            origins: BTreeMap::new(),
+            ids: BTreeMap::new(),
+        }
     }
 
     /// Takes in a row of the base.
@@ -127,6 +137,23 @@ impl Recovering {
                     self.deleted.remove(&stream);
                     if let Some(stream) = engine.streams.get_mut(&stream) {
                         stream.body.deleted = whole;
+                    }
+                }
+            }
+            Row::Origin { stream, origin, epoch, highest_time, part, parts, bytes } => {
+                let (next, gathered) = self.origins.entry(stream).or_default();
+                if *next != part {
+                    return Err(BrokenState::Origins { stream });
+                }
+                *next += 1;
+                gathered.extend_from_slice(&bytes);
+                if *next == parts {
+                    let sequences = RoaringTreemap::deserialize_from(&gathered[..])
+                        .map_err(|_damaged| BrokenState::Origins { stream })?;
+                    self.origins.remove(&stream);
+                    if let Some(stream) = engine.streams.get_mut(&stream) {
+                        let seen = Seen { sequences, highest_time };
+                        stream.body.origins.seen.insert((origin, epoch), seen);
                     }
                 }
             }
@@ -205,6 +232,14 @@ impl Recovering {
                 }
                 stream.body.apply_skipped(sequence, at, &message_id);
             }
+            Record::SkippedTo { stream: id, to, at } => {
+                let Some(stream) = engine.streams.get_mut(&id) else { return Ok(()) };
+                let last = stream.body.last;
+                if to <= last {
+                    return Err(BrokenState::Gap { stream: id, sequence: to, last });
+                }
+                stream.body.apply_skipped_to(to, at);
+            }
             Record::ConsumerCreated { stream, snapshot } => engine.restore_consumer(stream, *snapshot),
             Record::ConsumerDeleted { stream, consumer } => {
                 engine.apply_consumer_deleted(stream, consumer);
@@ -220,6 +255,7 @@ impl Recovering {
     pub(crate) fn mark_saved(&mut self) {
         for stream in self.engine.streams.values_mut() {
             stream.body.dirty = false;
+            stream.body.origins.dirty = false;
             for slot in stream.consumers.values_mut() {
                 slot.dirty = false;
             }
@@ -235,6 +271,9 @@ impl Recovering {
     pub(crate) fn finish(mut self, source: &mut dyn Source, now: Timestamp) -> Result<Engine, BrokenState> {
         if let Some((stream, _)) = self.deleted.first_key_value() {
             return Err(BrokenState::DeletedSet { stream: *stream });
+        }
+        if let Some((stream, _)) = self.origins.first_key_value() {
+            return Err(BrokenState::Origins { stream: *stream });
         }
         let mut engine = self.engine;
         engine.now = engine.now.max(now);

@@ -24,6 +24,7 @@ pub(crate) enum RowKey {
     Stream(StreamId),
     Deleted(StreamId),
     Consumer(StreamId, ConsumerId),
+    Origins(StreamId),
 }
 
 impl RowKey {
@@ -34,6 +35,7 @@ impl RowKey {
             Self::Stream(stream) => (b'1', stream.0, 0),
             Self::Deleted(stream) => (b'2', stream.0, 0),
             Self::Consumer(stream, consumer) => (b'3', stream.0, consumer.0),
+            Self::Origins(stream) => (b'4', stream.0, 0),
         };
         let mut key = vec![kind];
         key.extend_from_slice(&stream.to_be_bytes());
@@ -67,6 +69,16 @@ pub(crate) enum Row {
         stream: StreamId,
         consumer: ConsumerId,
         record: ConsumerRecord,
+    },
+    /// A piece of what a stream has of one origin, a serialized roaring treemap.
+    Origin {
+        stream: StreamId,
+        origin: String,
+        epoch: u64,
+        highest_time: Timestamp,
+        part: u32,
+        parts: u32,
+        bytes: Vec<u8>,
     },
 }
 
@@ -121,6 +133,27 @@ fn deleted_rows(stream: &Stream) -> Vec<Row> {
         .collect()
 }
 
+fn origin_rows(stream: &Stream) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for ((origin, epoch), seen) in &stream.body.origins.seen {
+        let mut sequences = seen.sequences.clone();
+        sequences.optimize();
+        let mut bytes = Vec::new();
+        sequences.serialize_into(&mut bytes).expect("a vector takes every write");
+        let parts = u32::try_from(bytes.len().div_ceil(DELETED_BYTES_PER_ROW)).expect("a set fits memory");
+        rows.extend(bytes.chunks(DELETED_BYTES_PER_ROW).zip(0..).map(|(piece, part)| Row::Origin {
+            stream: stream.body.id,
+            origin: origin.clone(),
+            epoch: *epoch,
+            highest_time: seen.highest_time,
+            part,
+            parts,
+            bytes: piece.to_vec(),
+        }));
+    }
+    rows
+}
+
 fn consumer_rows(stream: StreamId, slot: &Slot) -> Vec<Row> {
     let consumer = slot.consumer.id();
     let mut rows = vec![Row::Consumer { stream, snapshot: Box::new(slot.consumer.snapshot()) }];
@@ -173,7 +206,8 @@ impl Engine {
         let streams = self.names.values().flat_map(|id| {
             let stream = &self.streams[id];
             let consumers = stream.consumers.values().flat_map(|slot| consumer_rows(*id, slot));
-            std::iter::once(stream_row(stream)).chain(deleted_rows(stream)).chain(consumers)
+            let rows = std::iter::once(stream_row(stream)).chain(deleted_rows(stream));
+            rows.chain(origin_rows(stream)).chain(consumers)
         });
         std::iter::once(self.shard_row()).chain(streams).map(|row| encode(&row))
     }
@@ -186,6 +220,7 @@ impl Engine {
             changes.deletes.push(key.bytes());
             if let RowKey::Stream(id) = key {
                 changes.deletes.push(RowKey::Deleted(id).bytes());
+                changes.deletes.push(RowKey::Origins(id).bytes());
             }
         }
         for (id, stream) in &mut self.streams {
@@ -197,6 +232,9 @@ impl Engine {
             }
             for consumer in clean {
                 stream.consumers.get_mut(&consumer).expect("it was just visited").dirty = false;
+            }
+            if std::mem::take(&mut stream.body.origins.dirty) {
+                changes.puts.insert(RowKey::Origins(*id).bytes(), value(&origin_rows(stream)));
             }
             if std::mem::take(&mut stream.body.dirty) {
                 changes.puts.insert(RowKey::Stream(*id).bytes(), value(&[stream_row(stream)]));

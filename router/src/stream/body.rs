@@ -14,6 +14,7 @@ use roaring::RoaringTreemap;
 
 use crate::engine::record::Record;
 use crate::stream::message_ids::{self, MessageIds};
+use crate::stream::origins::Origins;
 use crate::stream::publish_headers::{PublishHeaders, TimeToLive};
 use crate::stream::subjects::{SubjectHash, SubjectIndex};
 use crate::stream::{StreamConfig, StreamView};
@@ -50,6 +51,8 @@ pub(crate) struct StreamBody {
     pub(crate) deleted: RoaringTreemap,
     /// Id of the last message, empty if it had none.
     pub(crate) last_message_id: Vec<u8>,
+    /// What links brought.
+    pub(crate) origins: Origins,
     /// Derived from the messages.
     pub(crate) subjects: SubjectIndex,
     /// Derived from the messages.
@@ -82,6 +85,7 @@ impl StreamBody {
             bytes: 0,
             deleted: RoaringTreemap::new(),
             last_message_id: Vec::new(),
+            origins: Origins::default(),
             subjects,
             message_ids: MessageIds::default(),
             ends: BTreeSet::new(),
@@ -117,14 +121,8 @@ impl StreamBody {
 
     /// The first living message at or after `from`.
     pub(crate) fn living_from(&self, from: Sequence) -> Option<Sequence> {
-        let mut at = from.max(self.first).0;
-        while at <= self.last.0 {
-            if !self.deleted.contains(at) {
-                return Some(Sequence(at));
-            }
-            at += 1;
-        }
-        None
+        let at = not_deleted_from(&self.deleted, from.max(self.first).0);
+        (at <= self.last.0).then_some(Sequence(at))
     }
 
     /// Living messages before `at`.
@@ -167,6 +165,9 @@ impl StreamBody {
         self.bytes += stored_bytes(message.subject.len(), message.headers.len(), message.payload.len());
         self.dirty = true;
         self.note_id(headers.message_id.unwrap_or_default());
+        if let Some(origin) = headers.origin {
+            self.origins.stored(origin);
+        }
         if self.recovering {
             return;
         }
@@ -208,6 +209,22 @@ impl StreamBody {
         self.dirty = true;
     }
 
+    /// Folds in that the sequences up to `to` have no message and never had one.
+    pub(crate) fn apply_skipped_to(&mut self, to: Sequence, at: Timestamp) {
+        assert!(self.last < to, "sequences are skipped once");
+        if self.messages > 0 {
+            self.deleted.insert_range(self.last.0 + 1..=to.0);
+            if to.0 - self.last.0 > 1 << 16 {
+                self.deleted.optimize();
+            }
+        } else {
+            self.first = to.next();
+        }
+        self.last = to;
+        self.last_time = at;
+        self.dirty = true;
+    }
+
     /// Folds removed sequences in: figures and sets only.
     pub(crate) fn apply_removed(&mut self, range: RangeInclusive<u64>, messages: u64, bytes: u64) {
         let (start, end) = (*range.start(), (*range.end()).min(self.last.0));
@@ -225,10 +242,7 @@ impl StreamBody {
             self.deleted.insert_range(start..=end);
             return;
         }
-        let mut first = self.first.0.max(end + 1);
-        while self.deleted.contains(first) {
-            first += 1;
-        }
+        let first = not_deleted_from(&self.deleted, self.first.0.max(end + 1));
         self.deleted.remove_range(..first);
         self.first = Sequence(first);
     }
@@ -378,6 +392,33 @@ impl StreamBody {
         let window = self.config.duplicate_window_nanos.unwrap_or(0);
         self.message_ids.expire(Timestamp(now.0.saturating_sub(window)));
     }
+}
+
+/// The first number at or after `from` that is not in the set. Gaps may be of any length.
+fn not_deleted_from(deleted: &RoaringTreemap, from: u64) -> u64 {
+    let mut at = from;
+    for _ in 0..32 {
+        if !deleted.contains(at) {
+            return at;
+        }
+        at += 1;
+    }
+    // Everything from `at` to before `at + known` is in it.
+    let mut step = 64;
+    while deleted.range_cardinality(at..at + step) == step {
+        at += step;
+        step = step.saturating_mul(2).min(1 << 62);
+    }
+    let (mut low, mut high) = (0, step);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if deleted.range_cardinality(at..=at + middle) == middle + 1 {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    at + low
 }
 
 /// The damage of a message that the log should have and does not know.

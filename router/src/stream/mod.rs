@@ -3,6 +3,7 @@
 pub(crate) mod body;
 mod config;
 pub(crate) mod message_ids;
+pub(crate) mod origins;
 pub(crate) mod publish_headers;
 pub(crate) mod publishing;
 pub(crate) mod state;
@@ -15,6 +16,7 @@ pub use config::{
     Compression, ConsumerLimits, Discard, Placement, Republish, Retention, Storage, StreamConfig,
     StreamState, SubjectMapping,
 };
+pub use origins::{ORIGIN_HEADER, OriginInfo, Provenance};
 pub use state::ConsumerNames;
 pub use transform::InvalidMapping;
 pub use view::{LastBySubject, StreamView, SubjectFigures};

@@ -15,6 +15,8 @@ pub(crate) struct PublishHeaders<'a> {
     pub(crate) rollup: Option<&'a [u8]>,
     pub(crate) ttl: Option<&'a [u8]>,
     pub(crate) unsupported: Option<Unsupported>,
+    /// Where a link brought it from.
+    pub(crate) origin: Option<&'a [u8]>,
 }
 
 /// What a publish asks of its stream that no stream here can be configured for. Storing it as a plain
@@ -41,7 +43,12 @@ impl<'a> PublishHeaders<'a> {
             return headers;
         }
         for line in block.split(|byte| *byte == b'\n').skip(1) {
-            let Some(rest) = line.strip_prefix(b"Nats-") else { continue };
+            let Some(rest) = line.strip_prefix(b"Nats-") else {
+                if let Some(value) = line.strip_prefix(b"Beamlog-Origin:") {
+                    first(&mut headers.origin, value.trim_ascii());
+                }
+                continue;
+            };
             let Some(colon) = rest.iter().position(|byte| *byte == b':') else { continue };
             let (name, value) = (&rest[..colon], rest[colon + 1..].trim_ascii());
             if value.is_empty() {

@@ -8,6 +8,7 @@ use beamlog_log::{Journal, Read, Sequence, Timestamp};
 use crate::api::error::PublishRefusal;
 use crate::stream::body::{StreamBody, stored_bytes};
 use crate::stream::message_ids::{self, IDS_MAX};
+use crate::stream::origins::{Known, Provenance};
 use crate::stream::publish_headers::{InvalidTtl, PublishHeaders, TimeToLive, Unsupported};
 use crate::stream::subjects::SubjectHash;
 use crate::stream::{Discard, transform};
@@ -15,6 +16,10 @@ use crate::{headers, subject};
 
 /// Largest header block a stream takes.
 const HEADERS_BYTES_MAX: usize = 65_535;
+
+/// Sequences that may be missing between two messages that keep theirs: the set of those without a message
+/// is held in memory. Before the first message there may be more.
+const GAP_MAX: u64 = 1 << 24;
 
 /// Which older messages a new one replaces.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -36,7 +41,14 @@ pub(crate) struct Offer<'a> {
 #[derive(Debug)]
 pub(crate) enum Verdict<'a> {
     Duplicate(Sequence),
-    Store { subject: Cow<'a, [u8]>, hash: SubjectHash, headers: PublishHeaders<'a>, rollup: Rollup },
+    Store {
+        subject: Cow<'a, [u8]>,
+        hash: SubjectHash,
+        headers: PublishHeaders<'a>,
+        rollup: Rollup,
+        /// The message gets the sequence behind this one; what is missing before it is skipped.
+        skip_to: Option<Sequence>,
+    },
 }
 
 impl StreamBody {
@@ -63,12 +75,29 @@ impl StreamBody {
             return Err(PublishRefusal::TooLarge);
         }
         let mut rollup = Rollup::None;
+        let mut skip_to = None;
         let mut parsed = PublishHeaders::default();
         if !offer.headers.is_empty() {
             if !headers::is_well_formed(offer.headers) {
                 return Err(PublishRefusal::HeadersMalformed);
             }
             parsed = PublishHeaders::parse(offer.headers);
+            if let Some(value) = parsed.origin {
+                let from = Provenance::parse(value).ok_or(PublishRefusal::HeadersMalformed)?;
+                match self.origins.judge(&from) {
+                    Known::New => {}
+                    // Where it was stored is not kept.
+                    Known::Duplicate => return Ok(Verdict::Duplicate(Sequence(0))),
+                    Known::TooManyOrigins => return Err(PublishRefusal::TooManyOrigins),
+                }
+                if from.keep_sequence {
+                    let gap = from.sequence.0.saturating_sub(self.last.0);
+                    if from.sequence <= self.last || (self.messages > 0 && gap > GAP_MAX) {
+                        return Err(PublishRefusal::WrongLastSequence { actual: self.last });
+                    }
+                    skip_to = Some(Sequence(from.sequence.0 - 1)).filter(|to| *to > self.last);
+                }
+            }
             if let Some(sequence) = self.check_headers(now, offer, &subject, hash, &parsed)? {
                 return Ok(Verdict::Duplicate(sequence));
             }
@@ -81,7 +110,7 @@ impl StreamBody {
             let bytes = stored_bytes(subject.len(), offer.headers.len(), offer.payload.len());
             self.check_room(journal, &subject, hash, bytes, rollup)?;
         }
-        Ok(Verdict::Store { subject, hash, headers: parsed, rollup })
+        Ok(Verdict::Store { subject, hash, headers: parsed, rollup, skip_to })
     }
 
     fn check_headers(
@@ -126,7 +155,8 @@ impl StreamBody {
         if headers.expected_last.is_some_and(|expected| expected != self.last.0) {
             return Err(PublishRefusal::WrongLastSequence { actual: self.last });
         }
-        if let Some(id) = headers.message_id {
+        // Of an imported message the origin decides: an id is its publisher's word to another stream.
+        if let Some(id) = headers.message_id.filter(|_| headers.origin.is_none()) {
             self.expire_ids(now);
             if let Some(known) = self.message_ids.find(id) {
                 // DR19: an id that comes back with other bytes would lose them silently.

@@ -6,6 +6,7 @@ mod catalogue;
 mod consuming;
 mod expectations;
 mod limits;
+mod provenance;
 mod purging;
 mod reading;
 mod recovering;
@@ -350,6 +351,11 @@ impl Shard {
                 body.first, body.last, body.last_time, body.messages, body.bytes, body.last_message_id
             )
             .unwrap();
+            for info in body.origins.infos() {
+                let seen = &body.origins.seen[&(info.stream.clone(), info.epoch)];
+                let sequences = seen.sequences.iter().collect::<Vec<_>>();
+                writeln!(text, "  origin {info:?} {sequences:?}").unwrap();
+            }
             writeln!(text, "  deleted {:?}", body.deleted.iter().collect::<Vec<_>>()).unwrap();
             let mut subjects = Vec::new();
             body.subjects.matching(b">", &mut |subject, figures| {

@@ -7,7 +7,7 @@ use crate::api::request::{AckKind, AckTarget, ConsumerAction, PullRequest, Purge
 use crate::consumer::{AckPolicy, ConsumerConfig};
 use crate::driver::command::{Acknowledgement, Pull};
 use crate::engine::rows;
-use crate::stream::Retention;
+use crate::stream::{ORIGIN_HEADER, Provenance, Retention};
 
 struct History {
     shard: Shard,
@@ -120,7 +120,20 @@ impl History {
             2 => headers.push(("Nats-TTL", "2")),
             _ => {}
         }
+        let origin = self.origin();
+        if self.below(3) == 0 {
+            headers.push((ORIGIN_HEADER, origin.as_str()));
+        }
         drop(self.shard.publish_with(&subject, &headers));
+    }
+
+    /// Of one of two streams elsewhere, somewhere near the last; of one of them with its own sequence.
+    fn origin(&mut self) -> String {
+        let last = self.shard.engine.stream("S").map_or(0, |stream| stream.body.last.0);
+        let (stream, keep_sequence) = [("A", false), ("B", true)][usize::from(self.below(2) == 0)];
+        let sequence = Sequence((last + self.below(9)).saturating_sub(5).max(1));
+        let epoch = self.below(2);
+        Provenance { stream: stream.into(), epoch, sequence, time: self.shard.now, keep_sequence }.to_header()
     }
 
     fn ack(&mut self) {
