@@ -3,7 +3,10 @@
 
 use bytes::Bytes;
 
-use crate::{Index, Term, Timestamp};
+use crate::{
+    Index, ShardId, Term, Timestamp,
+    format::record::{self, Kind, RecordSalt, Records},
+};
 
 /// Which entry: two logs that have an entry with the same id have the same entries up to it.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -21,4 +24,24 @@ pub struct LogEntry {
     pub records: u32,
     /// The bytes of the records, as they lie in the frame.
     pub body: Bytes,
+}
+
+impl LogEntry {
+    /// The body of an entry that has one record, of replication itself: what [`crate::Log::push_replication`]
+    /// gathers.
+    #[must_use]
+    pub fn replication_body(shard: ShardId, bytes: &[u8]) -> Bytes {
+        let mut out = Vec::new();
+        record::put_other(&mut out, RecordSalt::new(shard), Kind::Replication, bytes);
+        out.into()
+    }
+
+    /// What its record of replication itself says; `None` if it has none. Such a record stands alone in its
+    /// entry.
+    #[must_use]
+    pub fn replication(&self) -> Option<&[u8]> {
+        let mut records = Records::new(&self.body);
+        let first = records.next()?.ok()?;
+        (first.kind == Kind::Replication && records.next().is_none()).then(|| first.body())
+    }
 }

@@ -1,0 +1,189 @@
+//! The place that a cluster takes between a driver and a transport, both of which want to be told where to
+//! turn before the cluster can exist.
+
+use std::sync::{Arc, OnceLock, Weak};
+
+use beamlog_log::Damage;
+use beamlog_router::replica::{Proposal, Replicator, Role};
+use bytes::Bytes;
+use tokio::sync::{mpsc, watch};
+
+use super::{Cluster, Inner, change, claims};
+use crate::{
+    peer::{BoxFuture, Introduction, Lane, PeerHandler, PeerId, Refusal, Session},
+    raft::{code, decode},
+};
+
+/// What a driver says to replication.
+#[derive(Debug)]
+pub(super) enum Word {
+    Propose(Proposal),
+    Confirm(u64),
+    Damaged(Damage),
+}
+
+/// A place for one cluster. See [`Cluster`].
+pub struct Seat {
+    driver: Arc<Driver>,
+    peers: Arc<Peers>,
+    inbox: Option<mpsc::UnboundedReceiver<Word>>,
+    role: watch::Receiver<Role>,
+}
+
+impl std::fmt::Debug for Seat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Seat").finish_non_exhaustive()
+    }
+}
+
+impl Default for Seat {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Seat {
+    #[must_use]
+    pub fn new() -> Self {
+        // Not bounded here: a driver has one frame and a few questions under way, and waits for each.
+        let (words, inbox) = mpsc::unbounded_channel();
+        let (role_sender, role) = watch::channel(Role::default());
+        Self {
+            driver: Arc::new(Driver { words, role: role_sender }),
+            peers: Arc::new(Peers { cluster: OnceLock::new() }),
+            inbox: Some(inbox),
+            role,
+        }
+    }
+
+    /// For the router that is opened for this cluster.
+    #[must_use]
+    pub fn replicator(&self) -> Arc<dyn Replicator> {
+        Arc::clone(&self.driver) as Arc<dyn Replicator>
+    }
+
+    /// For the transport: it serves the lanes [`Seat::LANES`]. Until the cluster has started it refuses.
+    #[must_use]
+    pub fn handler(&self) -> Arc<dyn PeerHandler> {
+        Arc::clone(&self.peers) as Arc<dyn PeerHandler>
+    }
+
+    /// What this node says of itself when it meets a peer; for the transport, asked anew each time. Nothing
+    /// before the cluster has started.
+    #[must_use]
+    pub fn claims(&self) -> Arc<dyn Fn() -> Bytes + Send + Sync> {
+        let peers = Arc::clone(&self.peers);
+        Arc::new(move || match peers.cluster() {
+            Ok(cluster) => claims::encode(cluster.handler.shard(), cluster.books.durable()),
+            Err(_not_yet) => Bytes::new(),
+        })
+    }
+
+    /// The lanes that a cluster serves. On `Admin` it serves requests whose first byte is
+    /// [`Seat::ADMIN_MARK`] only; a node that has questions of its own there asks [`Seat::is_ours`] first.
+    pub const LANES: &'static [Lane] = &[Lane::Vote, Lane::Append, Lane::CatchUp, Lane::Admin];
+
+    /// The first byte of a cluster's requests on the lane `Admin`.
+    pub const ADMIN_MARK: u8 = 0xbe;
+
+    /// Whether a request on the lane `Admin` is for [`Self::handler`].
+    #[must_use]
+    pub fn is_ours(request: &[u8]) -> bool {
+        request.first() == Some(&Self::ADMIN_MARK)
+    }
+
+    pub(super) fn take_inbox(&mut self) -> Option<mpsc::UnboundedReceiver<Word>> {
+        self.inbox.take()
+    }
+
+    pub(super) fn role(&self) -> watch::Receiver<Role> {
+        self.role.clone()
+    }
+
+    pub(super) fn sit(&self, cluster: &Cluster) {
+        // It was just made sure that this seat is free.
+        self.peers.cluster.set(Arc::downgrade(&cluster.inner)).ok();
+    }
+}
+
+struct Driver {
+    words: mpsc::UnboundedSender<Word>,
+    role: watch::Sender<Role>,
+}
+
+impl Driver {
+    /// After the end of the cluster nobody listens; the process is on its way out, or the driver is.
+    fn say(&self, word: Word) {
+        self.words.send(word).ok();
+    }
+}
+
+impl Replicator for Driver {
+    fn propose(&self, proposal: Proposal) {
+        self.say(Word::Propose(proposal));
+    }
+
+    fn confirm_leadership(&self, id: u64) {
+        self.say(Word::Confirm(id));
+    }
+
+    fn role_changed(&self, role: Role) {
+        self.role.send_replace(role);
+    }
+
+    fn damaged(&self, damage: &Damage) {
+        self.say(Word::Damaged(damage.clone()));
+    }
+}
+
+struct Peers {
+    cluster: OnceLock<Weak<Inner>>,
+}
+
+impl Peers {
+    fn cluster(&self) -> Result<Arc<Inner>, Refusal> {
+        self.cluster.get().and_then(Weak::upgrade).ok_or_else(|| Refusal {
+            code: code::STOPPED,
+            reason: "this node does not take part now".to_owned(),
+        })
+    }
+}
+
+impl PeerHandler for Peers {
+    fn call(&self, from: PeerId, lane: Lane, request: Bytes) -> BoxFuture<'static, Result<Bytes, Refusal>> {
+        let cluster = match self.cluster() {
+            Ok(cluster) => cluster,
+            Err(refusal) => return Box::pin(async move { Err(refusal) }),
+        };
+        Box::pin(async move {
+            if lane == Lane::Admin {
+                return change::asked(&cluster, from, request).await;
+            }
+            let request = decode(cluster.handler.shard(), request)?;
+            match cluster.handler.answer(from, request.clone()).await? {
+                Some(answer) => Ok(answer.encode()),
+                None => Ok(cluster.copies.answer(from, request).await?.encode()),
+            }
+        })
+    }
+
+    fn received(&self, from: Session, lane: Lane, _frame: Bytes) {
+        tracing::debug!(peer = %from.peer, ?lane, "a frame on a lane of calls was dropped");
+    }
+
+    fn admit(&self, peer: &Introduction) -> Result<(), Refusal> {
+        match self.cluster() {
+            Ok(cluster) => cluster.admit(peer),
+            // Its part has not begun: who calls then is asked again by its requests.
+            Err(_not_yet) => Ok(()),
+        }
+    }
+
+    fn connected(&self, session: Session, _peer: &Introduction) {
+        if let Ok(cluster) = self.cluster() {
+            cluster.connected(session.peer);
+        }
+    }
+
+    fn disconnected(&self, _session: Session) {}
+}

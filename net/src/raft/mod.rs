@@ -1,0 +1,35 @@
+//! Agreement on the entries of a shard: openraft, and what stands between it and the rest.
+//!
+//! * `types`: what openraft calls things here; our indexes are one above its.
+//! * `control`: membership, votes and first entries of leaders as bytes.
+//! * `shard`: what is asked of a log and its state; the driver's `Replica` is one answer.
+//! * `storage`: openraft's log over it. `machine`: openraft's state machine over it.
+//! * `books`: the second, independent count of what is durable where (DR12, DR13).
+//! * `wire`: what nodes say to each other, in bytes. `network`: asking. `handler`: being asked.
+
+mod books;
+mod control;
+mod handler;
+mod machine;
+mod network;
+mod replica;
+mod shard;
+mod storage;
+mod types;
+pub mod wire;
+
+pub(crate) use books::{Books, Report};
+pub(crate) use control::{begin_membership, has_membership};
+pub(crate) use handler::{RaftHandler, code, decode};
+pub(crate) use machine::{Machine, raft_index};
+pub(crate) use network::{Links, Timing};
+pub(crate) use replica::ReplicaShard;
+pub use shard::ShardError;
+pub(crate) use shard::{Shard, ShardState, Staged};
+pub(crate) use storage::Storage;
+pub use storage::StorageError;
+pub use types::Member;
+pub(crate) use types::{Data, LogId, Membership, Raft, Types, Vote, entry_id, log_id};
+
+/// Longest body of an entry that peers take: the lane of appends, less what openraft says about it.
+pub(crate) const BODY_BYTES_MAX: usize = 16 << 20;

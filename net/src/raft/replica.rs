@@ -1,0 +1,94 @@
+//! The driver of the router as a shard.
+
+use beamlog_log::{EntryId, Index, LogEntry, ShardId, Term};
+use beamlog_router::replica::{Done, Replica, ReplicaEntry, ReplicaError};
+use futures_util::future::BoxFuture;
+use tokio::sync::oneshot;
+
+use super::{Shard, ShardError, ShardState, Staged, shard::Appended};
+
+/// A shard whose driver runs in this process.
+pub(crate) struct ReplicaShard {
+    id: ShardId,
+    replica: Replica,
+}
+
+impl ReplicaShard {
+    pub(crate) const fn new(id: ShardId, replica: Replica) -> Self {
+        Self { id, replica }
+    }
+}
+
+/// An answer that comes by a callback.
+fn answer<T: Send + 'static>(ask: impl FnOnce(Done<T>)) -> BoxFuture<'static, Result<T, ShardError>> {
+    let (sender, receiver) = oneshot::channel();
+    // Whoever asked may not wait any more.
+    ask(Box::new(move |answer| drop(sender.send(answer))));
+    Box::pin(async move { receiver.await.map_err(|_gone| ShardError::Gone) })
+}
+
+fn flat<T: Send + 'static>(
+    asked: BoxFuture<'static, Result<Result<T, ReplicaError>, ShardError>>,
+) -> BoxFuture<'static, Result<T, ShardError>> {
+    Box::pin(async move { Ok(asked.await??) })
+}
+
+impl Shard for ReplicaShard {
+    fn id(&self) -> ShardId {
+        self.id
+    }
+
+    fn state(&self) -> BoxFuture<'static, Result<ShardState, ShardError>> {
+        answer(|done| self.replica.state(done))
+    }
+
+    fn append(&self, entries: Vec<ReplicaEntry>, done: Appended) {
+        self.replica.append(entries, Box::new(move |appended| done(appended.map_err(ShardError::from))));
+    }
+
+    fn truncate_after(&self, after: Index) -> BoxFuture<'static, Result<(), ShardError>> {
+        flat(answer(|done| self.replica.truncate_after(after, done)))
+    }
+
+    fn read(
+        &self,
+        from: Index,
+        to: Index,
+        max_bytes: usize,
+    ) -> BoxFuture<'static, Result<Vec<LogEntry>, ShardError>> {
+        flat(answer(|done| self.replica.read(from, to, max_bytes, done)))
+    }
+
+    fn save_vote(&self, vote: Vec<u8>) -> BoxFuture<'static, Result<(), ShardError>> {
+        flat(answer(|done| self.replica.save_vote(vote, done)))
+    }
+
+    fn vote(&self) -> Option<Vec<u8>> {
+        self.replica.vote()
+    }
+
+    fn committed(&self, up_to: Index) -> BoxFuture<'static, Result<EntryId, ShardError>> {
+        flat(answer(|done| self.replica.committed(up_to, done)))
+    }
+
+    fn become_leader(&self, term: Term) {
+        self.replica.become_leader(term);
+    }
+
+    fn step_down(&self) {
+        self.replica.step_down();
+    }
+
+    fn refused(&self, proposal: u64) {
+        self.replica.refused(proposal);
+    }
+
+    fn confirmed(&self, question: u64, leads: bool) {
+        self.replica.confirmed(question, leads);
+    }
+
+    fn install(&self, staged: Staged) -> BoxFuture<'static, Result<EntryId, ShardError>> {
+        let reason = format!("a copy that ends at entry {} cannot be installed yet", staged.last.index);
+        Box::pin(async move { Err(ShardError::Other(reason)) })
+    }
+}

@@ -1,0 +1,73 @@
+//! What replication asks of a shard: its log, its vote, its state. The driver of the router is the one answer
+//! that serves; tests have others.
+
+use beamlog_log::{EntryId, Index, LogEntry, ShardId, Term};
+use beamlog_router::replica::{ReplicaEntry, ReplicaError, ReplicaState};
+use futures_util::future::BoxFuture;
+
+/// Why a shard did not do what it was asked. Fatal to the node's part in it: never a shorter answer.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ShardError {
+    #[error(transparent)]
+    Replica(#[from] ReplicaError),
+    #[error("the shard stopped without an answer")]
+    Gone,
+    #[error("{0}")]
+    Other(String),
+}
+
+/// What becomes of an append.
+pub(crate) type Appended = Box<dyn FnOnce(Result<EntryId, ShardError>) + Send>;
+
+/// What replication knows of a shard when it starts.
+pub(crate) type ShardState = ReplicaState;
+
+/// One shard of this node. Calls are carried out in their order, those that only read too.
+///
+/// *Cancel safety*: dropping a future abandons the answer; what was asked is done all the same.
+pub(crate) trait Shard: Send + Sync + 'static {
+    fn id(&self) -> ShardId;
+
+    fn state(&self) -> BoxFuture<'static, Result<ShardState, ShardError>>;
+
+    /// Entries behind the last one. `done` comes when they are durable, in the order of the calls.
+    fn append(&self, entries: Vec<ReplicaEntry>, done: Appended);
+
+    /// Durable on return.
+    fn truncate_after(&self, after: Index) -> BoxFuture<'static, Result<(), ShardError>>;
+
+    fn read(
+        &self,
+        from: Index,
+        to: Index,
+        max_bytes: usize,
+    ) -> BoxFuture<'static, Result<Vec<LogEntry>, ShardError>>;
+
+    /// Durable on return, and after every append before it.
+    fn save_vote(&self, vote: Vec<u8>) -> BoxFuture<'static, Result<(), ShardError>>;
+
+    fn vote(&self) -> Option<Vec<u8>>;
+
+    /// Folds what is committed.
+    fn committed(&self, up_to: Index) -> BoxFuture<'static, Result<EntryId, ShardError>>;
+
+    fn become_leader(&self, term: Term);
+
+    fn step_down(&self);
+
+    fn refused(&self, proposal: u64);
+
+    fn confirmed(&self, question: u64, leads: bool);
+
+    /// Puts a copy of another node's state, which was fetched and lies ready, in the place of this one. `done`
+    /// is its last entry, all of it committed.
+    fn install(&self, staged: Staged) -> BoxFuture<'static, Result<EntryId, ShardError>>;
+}
+
+/// A copy of another node's state that lies ready.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Staged {
+    /// Its last committed entry.
+    pub(crate) last: EntryId,
+    pub(crate) files: Vec<String>,
+}
