@@ -167,8 +167,8 @@ pub fn forge(segment: &mut [u8]) {
             return;
         };
         forge_frame(&mut segment[at..end], previous);
-        // Snapshot, seal and compacted frames are not part of the chain.
-        if segment[at + 5] & 0b1_0101 == 0 {
+        // Snapshot, seal, compacted and local frames are not part of the chain.
+        if segment[at + 5] & 0b11_0101 == 0 {
             previous = number(segment, at + 56);
         }
         at = end;
@@ -208,7 +208,7 @@ pub fn last_frame(segment: &[u8]) -> (usize, [u8; FRAME_HEADER_BYTES]) {
         if !header.starts_with(b"BFR1") {
             break;
         }
-        if header[5] & 0b1_0101 == 0 {
+        if header[5] & 0b11_0101 == 0 {
             last = *header;
         }
         at += FRAME_HEADER_BYTES + number(header, 48).unwrap_or(0);

@@ -71,6 +71,39 @@ pub enum SyncError {
     Disk(#[from] DiskFailed),
 }
 
+/// Why entries were not cut.
+#[derive(Debug, thiserror::Error)]
+pub enum TruncateError {
+    #[error("the log stopped after an earlier failure")]
+    Poisoned,
+    #[error("the log is fenced")]
+    Fenced(#[source] Damage),
+    /// The newest segment begins with the state after this index: it and what is before it were decided.
+    #[error("everything up to index {base} was decided, and is not cut")]
+    Decided { base: Index },
+    /// What would stay cannot be read.
+    #[error("what stays is damaged")]
+    Damaged(#[source] Damage),
+    #[error("the tail is not in doubt")]
+    NoDoubt,
+    #[error("an entry is refused")]
+    Entry(#[from] EntryFault),
+    #[error(transparent)]
+    Disk(#[from] DiskFailed),
+    /// The log is poisoned; the next start finds one tail or the other.
+    #[error("the segment cannot be read after its tail was cut")]
+    Reopen(#[source] Box<OpenError>),
+}
+
+impl From<SyncError> for TruncateError {
+    fn from(error: SyncError) -> Self {
+        match error {
+            SyncError::Poisoned => Self::Poisoned,
+            SyncError::Disk(failed) => Self::Disk(failed),
+        }
+    }
+}
+
 /// Why no new segment was begun.
 #[derive(Debug, thiserror::Error)]
 pub enum RollError {

@@ -16,6 +16,7 @@ mod ids;
 mod index;
 pub mod inspect;
 mod journal;
+mod local;
 mod log;
 mod maintain;
 mod memory;
@@ -39,19 +40,22 @@ pub use directory::{
 };
 pub use disk::{Disk, DiskFile, DiskLock, OpenMode, StdDisk, is_out_of_space};
 pub use entry::{EntryId, LogEntry};
-pub use error::{CloseError, DiskFailed, MaintainError, OpenError, RollError, SyncError, WriteError};
+pub use error::{
+    CloseError, DiskFailed, MaintainError, OpenError, RollError, SyncError, TruncateError, WriteError,
+};
 pub use ids::{Index, SegmentId, Sequence, ShardId, StreamId, Term, Timestamp};
 pub use journal::{Damage, DamageReason, Entry, Journal, Message, MessageRef, Read};
 pub use log::{Log, Opened};
 pub use memory::{MemoryJournal, Pushed};
-pub use options::LogOptions;
 #[cfg(any(test, feature = "planted-bugs"))]
 pub use options::PlantedBug;
+pub use options::{LogOptions, SuspectTail};
 pub use random::SeededRandom;
 pub use replay::{Replay, ReplayCursor};
 pub use replica::{EntryFault, VOTE_BYTES_MAX, VoteError, VoteFile};
 pub use report::{
     LogStats, Maintained, RecoveryReport, Replayed, ReplayedRecord, RunSubject, RunSummary, Snapshot, Tail,
+    TailDoubt,
 };
 pub use scrub::Scrubbed;
 pub use sim_disk::SimDisk;

@@ -7,8 +7,8 @@ use std::{collections::BTreeMap, io, path::Path, sync::Arc};
 
 use crate::{
     CloseError, Damage, Disk, DiskFailed, Index, LogOptions, LogStats, MessageRef, OpenError, RecoveryReport,
-    RollError, RunSummary, SegmentId, Sequence, ShardId, Snapshot, StreamId, SyncError, Term, Timestamp,
-    WriteError,
+    RollError, RunSummary, SegmentId, Sequence, ShardId, Snapshot, StreamId, SyncError, TailDoubt, Term,
+    Timestamp, WriteError,
     background::{self, Background, Done},
     files::Files,
     format::{
@@ -21,6 +21,7 @@ use crate::{
     maintain::Upkeep,
     recovery,
     released::Releases,
+    replica::History,
     rewrite::{NewFile, Settled},
     segment::{OpenSegment, Sealed, SealedIndex},
 };
@@ -61,6 +62,8 @@ pub struct Log {
     /// Something was written after the last sync.
     pub(crate) unsynced: bool,
     pub(crate) counts: LogStats,
+    pub(crate) history: History,
+    pub(crate) doubt: Option<TailDoubt>,
 }
 
 /// What opening a log gives.
@@ -184,7 +187,6 @@ impl Log {
         self.last_index = index;
         self.last_term = header.term;
         self.last_checksum = checksum;
-        self.upkeep.written(index);
         #[cfg(any(test, feature = "planted-bugs"))]
         if self.options.planted_bug == Some(crate::options::PlantedBug::AckBeforeSync) {
             self.durable_index = index;
@@ -375,7 +377,11 @@ impl Log {
             }
         };
         let old = std::mem::replace(&mut self.open, next);
+        for (index, at) in old.marks() {
+            self.history.mark(old.key(), index, at);
+        }
         self.seal(old)?;
+        self.refresh_history();
         self.upkeep.rolled(&self.releases);
         self.counts.rolls += 1;
         self.prepare_spare()?;

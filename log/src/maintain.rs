@@ -2,10 +2,10 @@
 //!
 //! Only what was dead when the newest segment's snapshot was taken counts as dead here: the state with which
 //! a replay begins must find every message that its records speak of. Only a record in the log removes a
-//! segment (DR7): it is pushed first, and the file goes when the record is durable.
+//! segment (DR7): it is written and synced first, in a frame that takes no index, and then the file goes.
 
 use crate::{
-    Damage, DiskFailed, Index, Log, MaintainError, Maintained, SegmentId, Sequence, StreamId,
+    Damage, DiskFailed, Log, MaintainError, Maintained, SegmentId, Sequence, StreamId, WriteError,
     files::Files,
     format::{
         frame::{self, COMPACTED, FRAME_HEADER_BYTES, FrameHeader},
@@ -36,18 +36,11 @@ pub(crate) struct Upkeep {
     pub(crate) spare: Option<NewFile>,
     /// What was dead when the newest segment began.
     stable: Releases,
-    retiring: Vec<Retiring>,
+    /// Segments whose end is durably noted, and whose files are still there.
+    retiring: Vec<SegmentId>,
     compaction: Option<Compaction>,
     survey: Survey,
     pub(crate) scrub: Scrub,
-}
-
-/// A segment whose end was pushed.
-#[derive(Debug)]
-struct Retiring {
-    segment: SegmentId,
-    /// The frame in which it was; `None` while that is being gathered.
-    index: Option<Index>,
 }
 
 /// Going through the sealed segments, a few at a time.
@@ -66,13 +59,6 @@ struct Survey {
 }
 
 impl Upkeep {
-    /// A frame was written.
-    pub(crate) fn written(&mut self, index: Index) {
-        for retiring in &mut self.retiring {
-            retiring.index.get_or_insert(index);
-        }
-    }
-
     /// A segment began: what is dead now was dead when its snapshot was taken.
     pub(crate) fn rolled(&mut self, releases: &Releases) {
         self.stable = releases.clone();
@@ -89,7 +75,7 @@ impl Upkeep {
     }
 
     pub(crate) fn is_retired(&self, segment: SegmentId) -> bool {
-        self.retiring.iter().any(|retiring| retiring.segment == segment)
+        self.retiring.contains(&segment)
     }
 }
 
@@ -137,7 +123,7 @@ struct Compaction {
 
 impl Log {
     /// One bounded step of upkeep: removes dead segments, compacts mostly dead ones, prepares the next
-    /// segment. Call it between frames, and again at once while [`Maintained::more`]; it may push a record.
+    /// segment. Call it between frames, and again at once while [`Maintained::more`].
     pub fn maintain(&mut self) -> Result<Maintained, MaintainError> {
         if self.poisoned {
             return Err(MaintainError::Poisoned);
@@ -160,23 +146,19 @@ impl Log {
 
     /// Removes the files of segments whose end is durable.
     fn unlink_retired(&mut self, done: &mut Maintained) -> Result<(), DiskFailed> {
-        let durable = self.durable_index;
-        let (ready, waiting): (Vec<Retiring>, Vec<Retiring>) = std::mem::take(&mut self.upkeep.retiring)
-            .into_iter()
-            .partition(|retiring| retiring.index.is_some_and(|index| index <= durable));
-        self.upkeep.retiring = waiting;
-        for retiring in &ready {
-            let Some(sealed) = self.take_sealed(retiring.segment) else { continue };
+        if self.upkeep.retiring.is_empty() {
+            return Ok(());
+        }
+        for segment in std::mem::take(&mut self.upkeep.retiring) {
+            let Some(sealed) = self.take_sealed(segment) else { continue };
             self.remove_file(&sealed.key.file_name())?;
             self.remove_file(&sealed.key.index_name())?;
-            done.removed.push(retiring.segment);
+            done.removed.push(segment);
             done.freed_bytes += sealed.bytes;
             self.counts.segments_removed += 1;
         }
-        if !ready.is_empty() {
-            self.files.sync_directory()?;
-        }
-        Ok(())
+        self.refresh_history();
+        self.files.sync_directory()
     }
 
     /// Looks for dead and mostly dead segments.
@@ -194,6 +176,7 @@ impl Log {
         let mut dead = Vec::new();
         let mut compact = None;
         let upkeep = &mut self.upkeep;
+        let history = &self.history;
         let mut went_through = true;
         for (segment, sealed) in self.sealed.range(SegmentId(upkeep.survey.at.0 + 1)..) {
             if budget == 0 || compact.is_some() {
@@ -203,7 +186,8 @@ impl Log {
             budget = budget.saturating_sub(sealed.index.runs().max(1));
             upkeep.survey.at = *segment;
             // What a damaged segment held is not known: nothing may be concluded from what is.
-            if sealed.damage.is_some() || upkeep.is_retired(*segment) {
+            let kept = sealed.footer.is_some_and(|footer| history.keeps(sealed.key, footer.last_index));
+            if sealed.damage.is_some() || kept || upkeep.is_retired(*segment) {
                 continue;
             }
             let stable = Living::of(sealed, &upkeep.stable);
@@ -225,8 +209,14 @@ impl Log {
         done.more = !went_through || compact.is_some();
         if !dead.is_empty() {
             let body = record::segment_list(dead.iter().copied());
-            upkeep.retiring.extend(dead.into_iter().map(|segment| Retiring { segment, index: None }));
-            self.push_other(Kind::Retired, &body);
+            // A fact about this log's files: no entry, and durable before they go (DR7).
+            self.append_local(Kind::Retired, &body).map_err(|error| match error {
+                WriteError::Fenced(damage) => MaintainError::Damaged(damage),
+                WriteError::Disk(failed) => MaintainError::Disk(failed),
+                WriteError::Poisoned | WriteError::Entry(_) => MaintainError::Poisoned,
+            })?;
+            self.upkeep.retiring.extend(dead);
+            done.more = true;
         }
         if let Some(key) = compact {
             match self.begin_compaction(key) {
@@ -380,6 +370,7 @@ impl Log {
         self.remove_file(&source.file_name())?;
         self.remove_file(&source.index_name())?;
         self.files.sync_directory()?;
+        self.refresh_history();
         done.compacted = Some(source.segment);
         done.freed_bytes += old.bytes.saturating_sub(bytes);
         self.counts.segments_compacted += 1;

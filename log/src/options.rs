@@ -24,12 +24,25 @@ pub struct LogOptions {
     /// The operator's answer to [`crate::OpenError::SuspectTail`]: cut the last frame although it may
     /// have been acknowledged. Default no.
     pub accept_tail_loss: bool,
+    /// What to do about a suspect tail that nobody accepted the loss of. Default: refuse to open.
+    pub suspect_tail: SuspectTail,
     /// The identity of the data directory says that there is a log: an empty directory is then a loss
     /// and not a first start (DR8). Default no.
     pub must_exist: bool,
     /// A bug to behave like, so that the tests can show that they would find it.
     #[cfg(any(test, feature = "planted-bugs"))]
     pub planted_bug: Option<PlantedBug>,
+}
+
+/// What opening does about a last frame that fails its checksum and may have been acknowledged.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum SuspectTail {
+    /// [`crate::OpenError::SuspectTail`]: only the operator can tell.
+    #[default]
+    Refuse,
+    /// The log opens, is read up to there, and takes no writes until [`crate::Log::doubt`] is settled: others may
+    /// have the entry (DR5).
+    Report,
 }
 
 /// Mistakes that the tests must find.
@@ -53,6 +66,7 @@ impl Default for LogOptions {
             compact_dead_percent: 60,
             background: true,
             accept_tail_loss: false,
+            suspect_tail: SuspectTail::Refuse,
             must_exist: false,
             #[cfg(any(test, feature = "planted-bugs"))]
             planted_bug: None,

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use crate::{
     Damage, DamageReason, Disk, DiskFailed, DiskFile, Index, Log, LogOptions, LogStats, OpenError, OpenMode,
-    Opened, RecoveryReport, SegmentId, ShardId, Snapshot, Tail, Term, Timestamp,
+    Opened, RecoveryReport, SegmentId, ShardId, Snapshot, SuspectTail, Tail, TailDoubt, Term, Timestamp,
     files::Files,
     format::{
         frame::{FRAME_HEADER_BYTES, FrameHeader, SNAPSHOT, SNAPSHOT_END},
@@ -26,6 +26,7 @@ use crate::{
     log::{Pending, write_footer},
     maintain::Upkeep,
     released::Releases,
+    replica::History,
     rewrite::NewFile,
     segment::{OpenSegment, Sealed, SealedIndex, index_frame, load_directory},
     tail::{self, End, Scan},
@@ -33,7 +34,7 @@ use crate::{
 
 /// What is read at once.
 const CHUNK_BYTES: usize = 1 << 20;
-const QUARANTINE: &str = "quarantine";
+pub(crate) const QUARANTINE: &str = "quarantine";
 
 /// The bytes of a file, without the zeros at its end.
 pub(crate) struct Image {
@@ -173,7 +174,17 @@ pub(crate) fn open(
     let fence = read.scan.gaps.first().cloned();
     let (last_index, last_checksum) = (read.scan.order.last_index, read.scan.order.last_checksum);
     let (term, now, last_term) = (read.term, read.now, read.scan.order.last_term);
-    let open = read.into_open(&files, &mut report)?;
+    let doubt = matches!(report.tail, Tail::Suspect { .. }).then(|| read.doubt());
+    // Nothing is written to a log in doubt before the doubt is settled.
+    let fence = fence.or_else(|| doubt.as_ref().map(TailDoubt::damage));
+    let as_it_is = match report.tail {
+        Tail::Clean | Tail::Fenced | Tail::Suspect { .. } => true,
+        // A log in which nothing was ever written is what it was when it was installed.
+        Tail::Whole => read.scan.frames == 0,
+        Tail::New | Tail::Torn { .. } | Tail::LossAccepted { .. } => false,
+    };
+    let (open, rewritten) = read.into_open(&files, as_it_is)?;
+    report.rewritten = rewritten;
     let mut log = Log {
         shard,
         salt: RecordSalt::new(shard),
@@ -197,9 +208,12 @@ pub(crate) fn open(
         durable_index: last_index,
         unsynced: false,
         counts: LogStats::default(),
+        history: History::default(),
+        doubt,
         options,
     };
     log.adopt_older(&inventory, &expected, &retired, &mut report)?;
+    log.refresh_history();
     log.prepare_spare()?;
     report.segments = log.sealed.len() + 1;
     tracing::info!(
@@ -260,6 +274,8 @@ fn begin(
         durable_index: Index(0),
         unsynced: false,
         counts: LogStats::default(),
+        history: History::default(),
+        doubt: None,
         options,
     };
     let report = RecoveryReport {
@@ -308,7 +324,7 @@ fn copy(
 }
 
 /// The newest segment, read past the page cache.
-struct Newest {
+pub(crate) struct Newest {
     key: SegmentKey,
     header: SegmentHeader,
     image: Image,
@@ -332,7 +348,12 @@ struct Collected {
 }
 
 impl Newest {
-    fn read(files: &Files, key: SegmentKey, shard: ShardId, options: &LogOptions) -> Result<Self, OpenError> {
+    pub(crate) fn read(
+        files: &Files,
+        key: SegmentKey,
+        shard: ShardId,
+        options: &LogOptions,
+    ) -> Result<Self, OpenError> {
         let name = key.file_name();
         let file = files
             .disk()
@@ -405,7 +426,7 @@ impl Newest {
             End::Here | End::Torn | End::Suspect if !begins_with_state => {
                 return Err(corrupt(scan.end, DamageReason::Checksum));
             }
-            End::Suspect if !options.accept_tail_loss => {
+            End::Suspect if !options.accept_tail_loss && options.suspect_tail == SuspectTail::Refuse => {
                 return Err(OpenError::SuspectTail {
                     segment: key.segment,
                     offset: scan.end,
@@ -429,10 +450,8 @@ impl Newest {
             End::Here if self.scan.sealed => Tail::Clean,
             End::Here | End::Version(_) => Tail::Whole,
             End::Torn => Tail::Torn { bytes },
-            End::Suspect => {
-                assert!(options.accept_tail_loss, "a suspect tail is refused otherwise");
-                Tail::LossAccepted { bytes }
-            }
+            End::Suspect if options.accept_tail_loss => Tail::LossAccepted { bytes },
+            End::Suspect => Tail::Suspect { bytes },
         }
     }
 
@@ -452,17 +471,40 @@ impl Newest {
         })
     }
 
-    /// Goes on with this segment: as it is after a clean stop, in a new generation otherwise.
-    fn into_open(mut self, files: &Files, report: &mut RecoveryReport) -> Result<OpenSegment, OpenError> {
-        let frames = self.image.frames_to(self.scan.end);
-        let clean = match report.tail {
-            Tail::Clean | Tail::Fenced => true,
-            // A log in which nothing was ever written is what it was when it was installed.
-            Tail::Whole => self.scan.frames == 0,
-            Tail::New | Tail::Torn { .. } | Tail::LossAccepted { .. } => false,
+    /// What the next frame must say of itself.
+    pub(crate) const fn order(&self) -> tail::Order {
+        self.scan.order
+    }
+
+    /// What is known of a tail that was opened in doubt.
+    fn doubt(&self) -> TailDoubt {
+        let behind = usize::try_from(self.scan.end).ok().and_then(|end| self.image.bytes.get(end..));
+        let behind = behind.unwrap_or_default();
+        let named = FrameHeader::decode(behind).ok().filter(|header| self.scan.order.accepts(header));
+        let is_last = |header: &FrameHeader| {
+            let len = usize::try_from(header.frame_bytes()).unwrap_or(usize::MAX);
+            behind.get(len..).unwrap_or_default().iter().all(|byte| *byte == 0)
         };
+        TailDoubt {
+            segment: self.key.segment,
+            offset: self.scan.end,
+            bytes: behind.len() as u64,
+            first: self.scan.order.last_index.next(),
+            term: named.map(|header| header.term),
+            is_one: named.is_some_and(|header| is_last(&header)),
+        }
+    }
+
+    /// Goes on with this segment in its file, which was written and read back just now.
+    pub(crate) fn into_open_as_it_is(self, files: &Files) -> Result<OpenSegment, OpenError> {
+        Ok(self.into_open(files, true)?.0)
+    }
+
+    /// Goes on with this segment: as it is, or in a new generation. Says which.
+    fn into_open(mut self, files: &Files, as_it_is: bool) -> Result<(OpenSegment, bool), OpenError> {
+        let frames = self.image.frames_to(self.scan.end);
         let name = self.key.file_name();
-        let (header, file) = if clean {
+        let (header, file) = if as_it_is {
             let file = files
                 .disk()
                 .open(&files.path(&name), OpenMode::ReadWrite)
@@ -479,7 +521,6 @@ impl Newest {
             new.append(files, frames)?;
             new.preallocate(files, header.preallocated)?;
             let file = new.settle(files)?.install(files, &header.key().file_name(), true)?;
-            report.rewritten = true;
             (header, file)
         };
         let mut hash = ContentHash::new();
@@ -496,7 +537,7 @@ impl Newest {
         for (index, at) in self.marks {
             open.mark(index, at);
         }
-        Ok(open)
+        Ok((open, !as_it_is))
     }
 }
 
@@ -531,8 +572,13 @@ pub(crate) fn quarantine(
     offset: u64,
     bytes: &[u8],
 ) -> Option<std::path::PathBuf> {
+    quarantine_as(files, &format!("{:020}-{:06}-{offset}.bytes", key.segment.0, key.generation), bytes)
+}
+
+/// As [`quarantine`], under another name.
+pub(crate) fn quarantine_as(files: &Files, name: &str, bytes: &[u8]) -> Option<std::path::PathBuf> {
     let directory = files.path(QUARANTINE);
-    let path = directory.join(format!("{:020}-{:06}-{offset}.bytes", key.segment.0, key.generation));
+    let path = directory.join(name);
     let kept = (|| {
         if !files.disk().exists(&directory)? {
             files.disk().create_dir(&directory)?;
@@ -549,7 +595,7 @@ pub(crate) fn quarantine(
     match kept {
         Ok(()) => Some(path),
         Err(error) => {
-            tracing::error!(segment = key.segment.0, offset, err = %error, "unreadable bytes were not copied");
+            tracing::error!(name, err = %error, "bytes were not copied before they went");
             None
         }
     }

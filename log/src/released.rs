@@ -76,6 +76,12 @@ impl Releases {
         self.changes += 1;
     }
 
+    /// As if nothing had been released.
+    pub(crate) fn clear(&mut self) {
+        self.streams.clear();
+        self.changes += 1;
+    }
+
     pub(crate) fn of(&self, stream: StreamId) -> Option<&Released> {
         self.streams.get(&stream)
     }

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use crate::{
     Damage, DamageReason, Index, Log, Replayed, ReplayedRecord, Term, Timestamp,
     format::{
-        frame::{FRAME_HEADER_BYTES, FrameHeader},
+        frame::FrameHeader,
         record::{Kind, Records, message_of},
     },
 };
@@ -120,20 +120,8 @@ impl Log {
     }
 
     /// The frame of the newest segment at this place, verified.
-    pub(crate) fn frame(&mut self, at: u64, end: u64) -> Result<(FrameHeader, Bytes), Damage> {
-        let key = self.open.key();
-        let damage = |reason| Damage { segment: key.segment, offset: at, reason };
-        let head_bytes = u32::try_from(FRAME_HEADER_BYTES).expect("64");
-        let head: [u8; FRAME_HEADER_BYTES] = {
-            let head = self.files.record(key, at, head_bytes, end)?;
-            *head.first_chunk().expect("that many bytes were asked for")
-        };
-        let header = FrameHeader::decode(&head).map_err(|_fault| damage(DamageReason::Checksum))?;
-        let body = self.files.record(key, at + FRAME_HEADER_BYTES as u64, header.body_bytes, end)?;
-        if !header.matches(&head, body) {
-            return Err(damage(DamageReason::Checksum));
-        }
-        Ok((header, Bytes::copy_from_slice(body)))
+    fn frame(&mut self, at: u64, end: u64) -> Result<(FrameHeader, Bytes), Damage> {
+        self.frame_in(self.open.key(), at, end)
     }
 
     /// Whether the frame at `index` has this checksum: verifies a checkpoint. `false` too when the frame

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 
-use crate::{Damage, Index, Message, SegmentId, Sequence, StreamId, Term, Timestamp};
+use crate::{Damage, DamageReason, Index, Message, SegmentId, Sequence, StreamId, Term, Timestamp};
 
 /// The state with which the newest segment begins.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -28,8 +28,31 @@ pub enum Tail {
     Torn { bytes: u64 },
     /// The operator accepted the loss of a suspect last frame.
     LossAccepted { bytes: u64 },
+    /// The last frame fails its checksum and may have been acknowledged. Nothing was cut and nothing is written
+    /// until [`crate::Log::doubt`] is settled.
+    Suspect { bytes: u64 },
     /// Damage in the middle: nothing was cut, the log is fenced.
     Fenced,
+}
+
+/// What of the tail cannot be read, and may have been acknowledged (DR4).
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct TailDoubt {
+    pub segment: SegmentId,
+    pub offset: u64,
+    pub bytes: u64,
+    /// The first entry in doubt.
+    pub first: Index,
+    /// Its term, where the frame's header can be trusted.
+    pub term: Option<Term>,
+    /// No entry behind the first one is in doubt.
+    pub is_one: bool,
+}
+
+impl TailDoubt {
+    pub(crate) const fn damage(&self) -> Damage {
+        Damage { segment: self.segment, offset: self.offset, reason: DamageReason::Checksum }
+    }
 }
 
 /// What recovery found and did. Logged as one line, whatever it says.

@@ -126,6 +126,10 @@ impl OpenSegment {
         }
     }
 
+    pub(crate) fn marks(&self) -> impl Iterator<Item = (Index, u64)> {
+        self.marks.iter().copied()
+    }
+
     /// A place at or before the frame of `index`, at the beginning of a frame.
     pub(crate) fn place_before(&self, index: Index) -> u64 {
         let behind = self.marks.partition_point(|(mark, _)| *mark <= index);

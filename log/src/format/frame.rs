@@ -22,6 +22,8 @@ pub(crate) const SPARSE_END: u8 = 8;
 /// How long the end is that [`SPARSE_END`] speaks of.
 pub(crate) const END_BYTES: usize = 8;
 pub(crate) const COMPACTED: u8 = 16;
+/// What this log noted for itself; no other copy of the log has it.
+pub(crate) const LOCAL: u8 = 32;
 
 /// A frame's header, decoded; the checksums are not part of what a writer chooses.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -54,9 +56,9 @@ impl FrameHeader {
         self.flags & flag != 0
     }
 
-    /// Neither snapshot nor seal nor compacted: takes an index of its own.
+    /// Neither snapshot nor seal nor compacted nor local: takes an index of its own.
     pub(crate) const fn is_ordinary(&self) -> bool {
-        self.flags & (SNAPSHOT | SEAL | COMPACTED) == 0
+        self.flags & (SNAPSHOT | SEAL | COMPACTED | LOCAL) == 0
     }
 
     /// Header and body.

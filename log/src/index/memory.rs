@@ -6,7 +6,7 @@ use std::hash::BuildHasher;
 
 use crate::{
     Sequence, StreamId, Timestamp,
-    format::record::{MESSAGE_HEADER_BYTES, MessageView},
+    format::record::{Kind, MESSAGE_HEADER_BYTES, MessageView, Records, WITH_MESSAGE_ID},
     index::{RunTotals, Slot, SubjectTotals},
 };
 
@@ -80,7 +80,45 @@ impl MemoryIndex {
     }
 }
 
+impl MemoryIndex {
+    /// Forgets the records that stand at `from` or behind it. `bodies` are their bytes.
+    pub(crate) fn remove_from(&mut self, from: u64, bodies: &[u8]) {
+        for run in &mut self.runs {
+            let stays = run.slots.partition_point(|slot| u64::from(slot.offset) < from);
+            if stays < run.slots.len() {
+                run.slots.truncate(stays);
+                run.sum_up();
+            }
+        }
+        for record in Records::new(bodies).map_while(Result::ok) {
+            if record.kind == Kind::Message
+                && record.flags & WITH_MESSAGE_ID != 0
+                && let Ok(message) = record.message()
+                && let Some(place) = self.by_stream.get(&message.stream)
+            {
+                self.runs[*place].with_message_id -= 1;
+            }
+        }
+        // A run without a slot is one that was never there.
+        self.runs.retain(|run| !run.slots.is_empty());
+        self.by_stream.clear();
+        self.by_stream.extend(self.runs.iter().enumerate().map(|(place, run)| (run.stream, place)));
+        self.latest = 0;
+    }
+}
+
 impl MemoryRun {
+    /// Makes the sums right again after slots went.
+    fn sum_up(&mut self) {
+        self.bytes = self.slots.iter().map(|slot| u64::from(slot.len)).sum();
+        self.newest = self.slots.iter().map(|slot| slot.timestamp).max().unwrap_or_default();
+        let old = std::mem::take(&mut self.subjects);
+        for slot in &mut self.slots {
+            let content = u64::from(slot.len) - MESSAGE_HEADER_BYTES as u64;
+            slot.subject = self.subjects.intern(old.name(slot.subject), slot.sequence, content);
+        }
+    }
+
     fn new(stream: StreamId) -> Self {
         Self {
             stream,

@@ -78,7 +78,6 @@ impl Log {
         self.last_index = entry.id.index;
         self.last_term = entry.id.term;
         self.last_checksum = checksum;
-        self.upkeep.written(entry.id.index);
         Ok(())
     }
 
@@ -88,13 +87,13 @@ impl Log {
     }
 
     /// What was gathered will stand `by` bytes further back.
-    fn relocate_pending(&mut self, from: u64, by: u64) {
+    pub(crate) fn relocate_pending(&mut self, from: u64, by: u64) {
         if self.pending.records > 0 {
             self.open.index.move_back(from, by);
         }
     }
 
-    fn check_entry(&self, entry: &LogEntry) -> Result<(), EntryFault> {
+    pub(crate) fn check_entry(&self, entry: &LogEntry) -> Result<(), EntryFault> {
         let expected = self.last_index.next();
         if entry.id.index != expected {
             return Err(EntryFault::NotNext { expected, got: entry.id.index });

@@ -7,10 +7,13 @@
 
 mod append;
 mod entries;
+mod history;
+mod truncate;
 mod vote;
 
 use crate::{DamageReason, Index, Sequence, StreamId, Term};
 
+pub(crate) use history::History;
 pub use vote::{VOTE_BYTES_MAX, VoteError, VoteFile};
 
 /// Longest body of an entry that is taken from somebody else. Leaves room for a frame of one large message.

@@ -11,5 +11,6 @@ mod life;
 mod model;
 mod recovery;
 mod replica;
+mod replica_lives;
 mod scrub;
 mod world;

@@ -189,7 +189,7 @@ fn found(disk: &SimDisk, options: LogOptions) -> (Verdict, Index) {
                 Tail::Whole | Tail::LossAccepted { .. } => Verdict::Whole,
                 Tail::Torn { .. } => Verdict::Torn,
                 Tail::Fenced => Verdict::Fenced,
-                Tail::New => panic!("it is not new"),
+                Tail::New | Tail::Suspect { .. } => panic!("it is neither new nor opened in doubt"),
             };
             if verdict == Verdict::Fenced {
                 // What is damaged is not absent, what is not is served, and nothing is written any more.

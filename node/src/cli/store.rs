@@ -325,7 +325,7 @@ fn repair(path: &Path, output: Output) -> Result<(), Failure> {
     log.close().map_err(|e| Failure::failed(format!("sealing the repaired log: {}", err_chain(&e))))?;
     let cut = match report.tail {
         Tail::LossAccepted { bytes } => bytes,
-        Tail::New | Tail::Clean | Tail::Whole | Tail::Torn { .. } | Tail::Fenced => 0,
+        Tail::New | Tail::Clean | Tail::Whole | Tail::Torn { .. } | Tail::Suspect { .. } | Tail::Fenced => 0,
     };
     let value = json!({
         "tail": format!("{:?}", report.tail),
