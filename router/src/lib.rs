@@ -23,7 +23,7 @@ pub use beamlog_log::{
     Damage, DamageReason, Disk, LogOptions, Message, RecoveryReport, SegmentId, Sequence, StdDisk, StreamId,
     Timestamp,
 };
-pub use driver::command::{Acknowledgement, FlowControlReply, Full, Pull, StreamPublish};
+pub use driver::command::{Acknowledgement, FlowControlReply, Full, PublishBatch, Pull, StreamPublish};
 pub use driver::open::OpenError;
 pub use router::{
     AnswerTicket, PublishError, PublishTicket, ReadyTicket, Router, RouterOptions, TicketFuture,

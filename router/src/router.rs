@@ -15,7 +15,7 @@ use bytes::Bytes;
 use crate::api::error::{ApiError, PublishRefusal};
 use crate::api::request::{AckKind, AckTarget, Answer, PublishOutcome, PullRequest, Request};
 use crate::driver::command::{
-    Acknowledgement, Command, FlowControlReply, Full, PublishReply, Pull, StreamPublish, Then,
+    Acknowledgement, Command, FlowControlReply, Full, PublishBatch, PublishReply, Pull, StreamPublish, Then,
 };
 use crate::driver::open::{self, OpenError, Running};
 use crate::driver::queue::{Queue, QueueLimits};
@@ -195,7 +195,8 @@ impl Router {
         let command = Command::Publish { publish, reply: PublishReply::Ticket(sender) };
         self.shared.queue.push(command).map_err(|Full(command)| match command {
             Command::Publish { publish, .. } => Full(publish),
-            Command::Request { .. }
+            Command::PublishAll(_)
+            | Command::Request { .. }
             | Command::Acknowledge(_)
             | Command::Pull(_)
             | Command::FlowControl(_) => unreachable!("the queue gives back what it was given"),
@@ -211,7 +212,8 @@ impl Router {
         let command = Command::Publish { publish, reply: PublishReply::Ticket(sender) };
         self.shared.queue.push(command).map_err(|Full(command)| match command {
             Command::Publish { publish, .. } => Full(publish),
-            Command::Request { .. }
+            Command::PublishAll(_)
+            | Command::Request { .. }
             | Command::Acknowledge(_)
             | Command::Pull(_)
             | Command::FlowControl(_) => unreachable!("the queue gives back what it was given"),
@@ -238,10 +240,27 @@ impl Router {
     /// Hands a publish to the stream that captures it; the ack goes to its reply subject when it is durable.
     /// Gives it back when the queue is full.
     pub fn offer_publish(&self, publish: StreamPublish) -> Result<(), Full<StreamPublish>> {
-        let command = Command::Publish { publish, reply: PublishReply::Wire };
+        let reply = PublishReply::Wire(publish.reply.clone());
+        let command = Command::Publish { publish, reply };
         self.shared.queue.push(command).map_err(|Full(command)| match command {
             Command::Publish { publish, .. } => Full(publish),
-            Command::Request { .. }
+            Command::PublishAll(_)
+            | Command::Request { .. }
+            | Command::Acknowledge(_)
+            | Command::Pull(_)
+            | Command::FlowControl(_) => unreachable!("the queue gives back what it was given"),
+        })
+    }
+
+    /// As [`Router::offer_publish`], for all that one sender has now. All are taken or none is.
+    pub fn offer_publishes(&self, batch: PublishBatch) -> Result<(), Full<PublishBatch>> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.shared.queue.push(Command::PublishAll(batch)).map_err(|Full(command)| match command {
+            Command::PublishAll(batch) => Full(batch),
+            Command::Publish { .. }
+            | Command::Request { .. }
             | Command::Acknowledge(_)
             | Command::Pull(_)
             | Command::FlowControl(_) => unreachable!("the queue gives back what it was given"),
@@ -268,6 +287,7 @@ impl Router {
         self.shared.queue.push(command).map_err(|Full(command)| match command {
             Command::Request { request, .. } => Full(*request),
             Command::Publish { .. }
+            | Command::PublishAll(_)
             | Command::Acknowledge(_)
             | Command::Pull(_)
             | Command::FlowControl(_) => unreachable!("the queue gives back what it was given"),
@@ -286,6 +306,7 @@ impl Router {
         self.shared.queue.push(command).map_err(|Full(command)| match command {
             Command::Acknowledge(acknowledgement) => Full(*acknowledgement),
             Command::Publish { .. }
+            | Command::PublishAll(_)
             | Command::Request { .. }
             | Command::Pull(_)
             | Command::FlowControl(_) => unreachable!("the queue gives back what it was given"),
@@ -304,6 +325,7 @@ impl Router {
         self.shared.queue.push(command).map_err(|Full(command)| match command {
             Command::Pull(pull) => Full(*pull),
             Command::Publish { .. }
+            | Command::PublishAll(_)
             | Command::Request { .. }
             | Command::Acknowledge(_)
             | Command::FlowControl(_) => unreachable!("the queue gives back what it was given"),
@@ -321,6 +343,7 @@ impl Router {
         self.shared.queue.push(command).map_err(|Full(command)| match command {
             Command::FlowControl(reply) => Full(*reply),
             Command::Publish { .. }
+            | Command::PublishAll(_)
             | Command::Request { .. }
             | Command::Acknowledge(_)
             | Command::Pull(_) => unreachable!("the queue gives back what it was given"),

@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use beamlog_router::api::request::{Answer, Request};
 use beamlog_router::headers::Builder;
 use beamlog_router::interest::{Envelope, Interest, RouteCache};
-use beamlog_router::{Full, Health, Router, StreamPublish, Timestamp};
+use beamlog_router::{Full, Health, PublishBatch, Router, Timestamp};
 use bytes::Bytes;
 
 use super::answer::{self, Around, Form, Kind, Raw, Reply};
@@ -95,8 +95,8 @@ impl JetStream for Api {
         }
     }
 
-    fn offer(&self, publish: StreamPublish) -> Result<(), Full<StreamPublish>> {
-        self.router.offer_publish(publish)
+    fn offer(&self, batch: PublishBatch) -> Result<(), Full<PublishBatch>> {
+        self.router.offer_publishes(batch)
     }
 
     fn when_ready(&self) -> Pin<Box<dyn Future<Output = bool> + Send>> {

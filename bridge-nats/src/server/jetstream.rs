@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 
-use beamlog_router::{Full, StreamPublish};
+use beamlog_router::{Full, PublishBatch};
 
 use crate::jetstream::{ApiRequest, Handled};
 
@@ -12,12 +12,11 @@ pub trait JetStream: Send + Sync {
     /// A publish to a subject of the API.
     fn handle(&self, request: &ApiRequest<'_>) -> Handled;
 
-    /// A publish that a stream captures.
+    /// Publishes that streams capture, in the order of their sender.
     ///
     /// # Errors
-    /// It is given back: there is no room now.
-    #[expect(clippy::result_large_err, reason = "refused work is given back")]
-    fn offer(&self, publish: StreamPublish) -> Result<(), Full<StreamPublish>>;
+    /// They are given back: there is no room now.
+    fn offer(&self, batch: PublishBatch) -> Result<(), Full<PublishBatch>>;
 
     /// Resolves to true when there may be room again, to false when there never will be.
     fn when_ready(&self) -> Pin<Box<dyn Future<Output = bool> + Send>>;

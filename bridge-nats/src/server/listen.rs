@@ -16,7 +16,7 @@ use tokio::task::AbortHandle;
 use tracing::{debug, info, warn};
 
 use super::info::{Info, fresh_server_id};
-use super::{JetStream, ServerOptions, keeper, serve};
+use super::{JetStream, ServerOptions, flusher, keeper, serve};
 use crate::session::{CloseReason, Connection, ConnectionSnapshot, SubscriptionSnapshot};
 
 /// What all tasks of a server share.
@@ -66,7 +66,7 @@ pub enum StartError {
 pub struct Server {
     context: Arc<Context>,
     address: SocketAddr,
-    tasks: [AbortHandle; 2],
+    tasks: [AbortHandle; 3],
 }
 
 impl std::fmt::Debug for Server {
@@ -108,7 +108,8 @@ impl Server {
         info!(%address, "listening for NATS clients");
         let accepting = tokio::spawn(accept(Arc::clone(&context), listener));
         let keeping = tokio::spawn(keeper::keep(Arc::clone(&context)));
-        Ok(Self { context, address, tasks: [accepting.abort_handle(), keeping.abort_handle()] })
+        let flushing = flusher::start(&context.interest);
+        Ok(Self { context, address, tasks: [accepting.abort_handle(), keeping.abort_handle(), flushing] })
     }
 
     /// Where it listens; the real port when 0 was asked for.

@@ -4,9 +4,11 @@
 //! * `listen`: accepting, the table of connections, draining.
 //! * `serve`: the task that reads one connection.
 //! * `socket`: writing, plain or TLS, without waiting.
+//! * `flusher`: writing to many sockets while the driver goes on.
 //! * `keeper`: one timer for all connections: pings, stale connections, authentication in time.
 //! * `info`: the INFO line.
 
+mod flusher;
 mod info;
 mod jetstream;
 mod keeper;

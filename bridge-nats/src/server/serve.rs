@@ -309,7 +309,7 @@ async fn wait_for_room(context: &Context, blocked: Blocked) -> bool {
     let mut held = match blocked {
         // It is read again from the same bytes.
         Blocked::Api => return jetstream.when_ready().await,
-        Blocked::Publish(publish) => publish,
+        Blocked::Publishes(batch) => batch,
     };
     while jetstream.when_ready().await {
         match jetstream.offer(held) {

@@ -5,14 +5,17 @@ use std::sync::atomic::Ordering;
 
 use beamlog_router::interest::{Envelope, RouteCache, Subscriber};
 use beamlog_router::stream::ORIGIN_HEADER;
-use beamlog_router::{StreamPublish, headers, subject};
-use bytes::{Bytes, BytesMut};
+use beamlog_router::{PublishBatch, headers, subject};
 
 use super::connection::Refused;
 use super::{ConnectOptions, Connection, encode};
 use crate::jetstream::{ApiRequest, Handled, is_api_subject};
 use crate::protocol::{Command, Limits, Parsed, Publish, Violation, parse};
 use crate::server::Context;
+
+/// Captured publishes that are handed to the router in one piece; and their bytes, about.
+const BATCH_PUBLISHES_MAX: usize = 512;
+const BATCH_BYTES_MAX: usize = 256 << 10;
 
 const USER_INFO: &[u8] = b"$SYS.REQ.USER.INFO";
 
@@ -30,8 +33,19 @@ pub(crate) struct Interpreter {
     ponged: bool,
     /// The connection's buffer has words of ours that nobody promised to flush.
     spoke: bool,
+    /// Captured publishes of what is being processed.
+    captured: PublishBatch,
+    /// How many there were the last time, and their bytes: the next are likely as many.
+    captured_before: (usize, usize),
     messages: u64,
     bytes: u64,
+}
+
+/// A command that cannot be done now.
+struct Stop {
+    blocked: Blocked,
+    /// It was not begun, and is to be read again.
+    again: bool,
 }
 
 /// Where the interpreter stopped.
@@ -49,7 +63,7 @@ pub(crate) enum Progress {
 /// What the router had no room for. It must not be lost, and nothing behind it may overtake it.
 #[derive(Debug)]
 pub(crate) enum Blocked {
-    Publish(StreamPublish),
+    Publishes(PublishBatch),
     /// An API publish; it is read again from the same bytes.
     Api,
 }
@@ -73,6 +87,8 @@ impl Interpreter {
             connected: false,
             ponged: false,
             spoke: false,
+            captured: PublishBatch::default(),
+            captured_before: (0, 0),
             messages: 0,
             bytes: 0,
         }
@@ -92,9 +108,10 @@ impl Interpreter {
             match parse(rest, &self.limits) {
                 Ok(Parsed::Command(command, after)) => match self.command(&command) {
                     Ok(None) => rest = after,
-                    Ok(Some(Blocked::Api)) => break Progress::Blocked(Blocked::Api),
-                    Ok(Some(blocked)) => {
-                        rest = after;
+                    Ok(Some(Stop { blocked, again })) => {
+                        if !again {
+                            rest = after;
+                        }
                         break Progress::Blocked(blocked);
                     }
                     Err(violation) => break Progress::Close(violation),
@@ -103,7 +120,25 @@ impl Interpreter {
                 Err(violation) => break Progress::Close(violation),
             }
         };
+        // Whoever waits for room comes back, and finds how it goes on from the same bytes.
+        let progress = match progress {
+            Progress::Incomplete { .. } | Progress::Close(_) => {
+                self.hand_over().map_or(progress, Progress::Blocked)
+            }
+            Progress::Blocked(_) => progress,
+        };
         (input.len() - rest.len(), progress)
+    }
+
+    /// Gives the router what was captured. Nothing that goes there by another way may overtake it.
+    fn hand_over(&mut self) -> Option<Blocked> {
+        if self.captured.is_empty() {
+            return None;
+        }
+        let batch = std::mem::take(&mut self.captured);
+        self.captured_before = (batch.len(), batch.content_bytes());
+        let jetstream = self.context.jetstream.as_ref()?;
+        jetstream.offer(batch).err().map(|full| Blocked::Publishes(full.0))
     }
 
     /// The end of a batch: everything that was put into buffers is written. Returns whether some receiver
@@ -135,7 +170,7 @@ impl Interpreter {
         }
     }
 
-    fn command(&mut self, command: &Command<'_>) -> Result<Option<Blocked>, Violation> {
+    fn command(&mut self, command: &Command<'_>) -> Result<Option<Stop>, Violation> {
         match command {
             Command::Publish(publish) => return Ok(self.publish(publish)),
             Command::Ping => self.ping(),
@@ -190,7 +225,7 @@ impl Interpreter {
         }
     }
 
-    fn publish(&mut self, publish: &Publish<'_>) -> Option<Blocked> {
+    fn publish(&mut self, publish: &Publish<'_>) -> Option<Stop> {
         // Where a message comes from is known to links alone: a client that could say it would have later
         // messages of that origin taken for duplicates.
         if claims_origin(publish.headers) {
@@ -200,7 +235,7 @@ impl Interpreter {
         self.publish_unclaimed(publish)
     }
 
-    fn publish_unclaimed(&mut self, publish: &Publish<'_>) -> Option<Blocked> {
+    fn publish_unclaimed(&mut self, publish: &Publish<'_>) -> Option<Stop> {
         let envelope = Envelope {
             subject: publish.subject,
             reply: publish.reply,
@@ -209,9 +244,13 @@ impl Interpreter {
             origin: self.connection.id,
         };
         if publish.subject.first() == Some(&b'$')
-            && let Some(jetstream) = &self.context.jetstream
+            && self.context.jetstream.is_some()
             && is_api_subject(publish.subject)
         {
+            if let Some(blocked) = self.hand_over() {
+                return Some(Stop { blocked, again: true });
+            }
+            let jetstream = self.context.jetstream.as_ref()?;
             let request = ApiRequest {
                 subject: publish.subject,
                 reply: publish.reply,
@@ -221,7 +260,7 @@ impl Interpreter {
             };
             let handled = jetstream.handle(&request);
             if handled == Handled::Full {
-                return Some(Blocked::Api);
+                return Some(Stop { blocked: Blocked::Api, again: true });
             }
             self.accept(publish);
             // Requests can be listened to; acks are too many to look for listeners each time.
@@ -235,10 +274,18 @@ impl Interpreter {
         self.accept(publish);
         let routed = self.context.interest.route(&mut self.cache, publish.subject, &envelope);
         if let Some(stream) = routed.capture
-            && let Some(jetstream) = &self.context.jetstream
+            && self.context.jetstream.is_some()
         {
-            let publish = stored(stream, publish);
-            return jetstream.offer(publish).err().map(|full| Blocked::Publish(full.0));
+            if self.captured.is_empty() {
+                let (publishes, bytes) = self.captured_before;
+                self.captured = PublishBatch::with_capacity(publishes, bytes);
+            }
+            let Publish { subject, reply, headers, payload, .. } = publish;
+            self.captured.push(stream, subject, reply, headers, payload);
+            let is_large = self.captured.len() >= BATCH_PUBLISHES_MAX
+                || self.captured.content_bytes() >= BATCH_BYTES_MAX;
+            let blocked = if is_large { self.hand_over() } else { None };
+            return blocked.map(|blocked| Stop { blocked, again: false });
         }
         if routed.receivers == 0 && !publish.reply.is_empty() {
             if publish.subject == USER_INFO {
@@ -281,16 +328,4 @@ impl Interpreter {
 
 fn claims_origin(block: &[u8]) -> bool {
     !block.is_empty() && memchr::memmem::find(block, ORIGIN_HEADER.as_bytes()).is_some()
-}
-
-/// A publish on its way to the driver: one copy, one allocation.
-fn stored(stream: beamlog_router::StreamId, publish: &Publish<'_>) -> StreamPublish {
-    let parts = [publish.subject, publish.reply, publish.headers, publish.payload];
-    let mut all = BytesMut::with_capacity(parts.iter().map(|part| part.len()).sum());
-    for part in parts {
-        all.extend_from_slice(part);
-    }
-    let mut all: Bytes = all.freeze();
-    let [subject, reply, headers, payload] = parts.map(|part| all.split_to(part.len()));
-    StreamPublish { stream, subject, reply, headers, payload }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use beamlog_nats::jetstream::{ApiRequest, Handled};
 use beamlog_nats::{JetStream, Server};
 use beamlog_router::interest::Interest;
-use beamlog_router::{Full, StreamId, StreamPublish};
+use beamlog_router::{Full, PublishBatch, StreamId, StreamPublish};
 use tokio::sync::Notify;
 
 use crate::raw::{Raw, options};
@@ -46,12 +46,12 @@ impl JetStream for Narrow {
         if request.subject.ends_with(b"UNKNOWN") { Handled::NoResponders } else { Handled::Done }
     }
 
-    fn offer(&self, publish: StreamPublish) -> Result<(), Full<StreamPublish>> {
+    fn offer(&self, batch: PublishBatch) -> Result<(), Full<PublishBatch>> {
         let mut waiting = self.waiting.lock().unwrap();
         if waiting.len() >= ROOM || *self.closed.lock().unwrap() {
-            return Err(Full(publish));
+            return Err(Full(batch));
         }
-        waiting.push_back(publish);
+        waiting.extend(batch.into_publishes());
         self.arrival.notify_one();
         Ok(())
     }

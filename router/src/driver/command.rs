@@ -18,6 +18,112 @@ pub struct StreamPublish {
     pub payload: Bytes,
 }
 
+/// A publish as the engine looks at it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PublishRef<'a> {
+    pub(crate) stream: StreamId,
+    pub(crate) subject: &'a [u8],
+    pub(crate) headers: &'a [u8],
+    pub(crate) payload: &'a [u8],
+}
+
+impl StreamPublish {
+    pub(crate) fn borrow(&self) -> PublishRef<'_> {
+        let Self { stream, subject, reply: _, headers, payload } = self;
+        PublishRef { stream: *stream, subject, headers, payload }
+    }
+}
+
+/// Publishes of one sender in their order, on their way in one piece: one copy, one buffer and one entry of
+/// the queue for all that one read brought.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct PublishBatch {
+    bytes: Vec<u8>,
+    rows: Vec<PublishRow>,
+}
+
+/// Where the parts of one publish of a batch end. They stand behind each other.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct PublishRow {
+    pub(crate) stream: StreamId,
+    begin: usize,
+    subject: usize,
+    reply: usize,
+    headers: usize,
+    payload: usize,
+}
+
+impl PublishBatch {
+    /// Adds a publish, whose parts are those of [`StreamPublish`].
+    pub fn push(&mut self, stream: StreamId, subject: &[u8], reply: &[u8], headers: &[u8], payload: &[u8]) {
+        let begin = self.bytes.len();
+        self.bytes.reserve(subject.len() + reply.len() + headers.len() + payload.len());
+        let mut add = |part: &[u8]| {
+            self.bytes.extend_from_slice(part);
+            self.bytes.len()
+        };
+        let (subject, reply, headers, payload) = (add(subject), add(reply), add(headers), add(payload));
+        self.rows.push(PublishRow { stream, begin, subject, reply, headers, payload });
+    }
+
+    /// An empty batch with room for this much.
+    #[must_use]
+    pub fn with_capacity(publishes: usize, content_bytes: usize) -> Self {
+        Self { bytes: Vec::with_capacity(content_bytes), rows: Vec::with_capacity(publishes) }
+    }
+
+    /// Publishes in it.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Bytes of all parts of all its publishes.
+    #[must_use]
+    pub const fn content_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Takes it apart into publishes that share one buffer.
+    pub fn into_publishes(self) -> impl Iterator<Item = StreamPublish> {
+        let (bytes, rows) = self.into_rows();
+        rows.into_iter().map(move |row| StreamPublish {
+            stream: row.stream,
+            subject: bytes.slice(row.begin..row.subject),
+            reply: row.reply(&bytes),
+            headers: bytes.slice(row.reply..row.headers),
+            payload: bytes.slice(row.headers..row.payload),
+        })
+    }
+
+    /// The buffer, and where in it what is.
+    pub(crate) fn into_rows(self) -> (Bytes, Vec<PublishRow>) {
+        (self.bytes.into(), self.rows)
+    }
+}
+
+impl PublishRow {
+    /// The publish in the buffer of its batch.
+    pub(crate) fn of<'a>(&self, bytes: &'a [u8]) -> PublishRef<'a> {
+        PublishRef {
+            stream: self.stream,
+            subject: &bytes[self.begin..self.subject],
+            headers: &bytes[self.reply..self.headers],
+            payload: &bytes[self.headers..self.payload],
+        }
+    }
+
+    /// Where the ack goes, sharing the buffer.
+    pub(crate) fn reply(&self, bytes: &Bytes) -> Bytes {
+        bytes.slice(self.subject..self.reply)
+    }
+}
+
 /// A client's word on a delivery.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Acknowledgement {
@@ -54,8 +160,8 @@ pub struct Full<T>(pub T);
 /// Where a publish outcome goes once it is durable.
 #[derive(Debug)]
 pub(crate) enum PublishReply {
-    /// To `StreamPublish::reply`.
-    Wire,
+    /// To this subject, spelled by the `Wire`. Empty: nobody wants it.
+    Wire(Bytes),
     Ticket(oneshot::Sender<PublishOutcome>),
 }
 
@@ -63,8 +169,16 @@ pub(crate) enum PublishReply {
 pub(crate) type Then = Box<dyn FnOnce(Answer) + Send>;
 
 pub(crate) enum Command {
-    Publish { publish: StreamPublish, reply: PublishReply },
-    Request { request: Box<Request>, then: Then },
+    Publish {
+        publish: StreamPublish,
+        reply: PublishReply,
+    },
+    /// Each is acked to its own reply subject.
+    PublishAll(PublishBatch),
+    Request {
+        request: Box<Request>,
+        then: Then,
+    },
     Acknowledge(Box<Acknowledgement>),
     Pull(Box<Pull>),
     FlowControl(Box<FlowControlReply>),
@@ -77,9 +191,22 @@ impl Command {
             Self::Publish { publish, .. } => {
                 publish.subject.len() + publish.headers.len() + publish.payload.len() + publish.reply.len()
             }
+            Self::PublishAll(batch) => batch.content_bytes() + batch.len() * size_of::<PublishRow>(),
             Self::Request { .. } => 512,
             Self::Acknowledge(_) | Self::Pull(_) | Self::FlowControl(_) => 128,
         };
         outside + size_of::<Self>()
+    }
+
+    /// What it counts for among commands.
+    pub(crate) const fn weight(&self) -> usize {
+        match self {
+            Self::PublishAll(batch) => batch.len(),
+            Self::Publish { .. }
+            | Self::Request { .. }
+            | Self::Acknowledge(_)
+            | Self::Pull(_)
+            | Self::FlowControl(_) => 1,
+        }
     }
 }

@@ -10,7 +10,7 @@ use beamlog_log::{Sequence, StreamId};
 use crate::api::error::{ApiError, PublishRefusal};
 use crate::api::request::{Answer, PublishOutcome, Request, Response};
 use crate::driver::Driver;
-use crate::driver::command::{Command, PublishReply, StreamPublish};
+use crate::driver::command::{Command, PublishReply};
 use crate::driver::release::Held;
 use crate::engine::{Input, Output};
 use crate::stats::Health;
@@ -78,7 +78,13 @@ impl Driver {
 
     pub(super) fn refuse(&mut self, command: Command) {
         match command {
-            Command::Publish { publish, reply } => self.refuse_publish(&publish, reply),
+            Command::Publish { publish, reply } => self.refuse_publish(publish.stream, reply),
+            Command::PublishAll(batch) => {
+                let (bytes, rows) = batch.into_rows();
+                for row in rows {
+                    self.refuse_publish(row.stream, PublishReply::Wire(row.reply(&bytes)));
+                }
+            }
             Command::Request { request, then } => {
                 let answer = self.read_durable(*request);
                 then(answer);
@@ -87,9 +93,9 @@ impl Driver {
         }
     }
 
-    fn refuse_publish(&mut self, publish: &StreamPublish, reply: PublishReply) {
+    pub(super) fn refuse_publish(&mut self, stream: StreamId, reply: PublishReply) {
         self.refused_full += 1;
-        self.hold_outcome(publish, reply, publish.stream, Err(PublishRefusal::LogFailed), true);
+        self.hold_outcome(reply, stream, Err(PublishRefusal::LogFailed), true);
         if let Some(held) = self.held.pop() {
             self.give_up(held);
         }

@@ -25,7 +25,7 @@ use crate::api::error::{ApiError, PublishRefusal};
 use crate::api::request::{PublishOutcome, Published, Request};
 use crate::driver::checkpoint::Checkpoints;
 use crate::driver::clock::Clock;
-use crate::driver::command::{Command, PublishReply, StreamPublish, Then};
+use crate::driver::command::{Command, PublishBatch, PublishRef, PublishReply, Then};
 use crate::driver::failure::Failure;
 use crate::driver::idle::Idle;
 use crate::driver::queue::Taken;
@@ -250,7 +250,11 @@ impl Driver {
 
     fn command(&mut self, command: Command) {
         match command {
-            Command::Publish { publish, reply } => self.publish(&publish, reply),
+            Command::Publish { publish, reply } => {
+                let now = self.clock.now();
+                self.publish(now, publish.borrow(), reply);
+            }
+            Command::PublishAll(batch) => self.publish_all(batch),
             Command::Request { request, then } => {
                 if self.full && needs_space(&request) {
                     self.held.push(Held::Answer { then, answer: Err(ApiError::InsufficientStorage) });
@@ -267,16 +271,32 @@ impl Driver {
         }
     }
 
-    fn publish(&mut self, publish: &StreamPublish, reply: PublishReply) {
+    /// What one read of a client brought has one time.
+    fn publish_all(&mut self, batch: PublishBatch) {
+        let (bytes, rows) = batch.into_rows();
+        let mut now = self.clock.now();
+        for row in rows {
+            if self.log.pending_bytes() >= self.limits.frame_bytes {
+                self.commit();
+                now = self.clock.now();
+            }
+            let reply = PublishReply::Wire(row.reply(&bytes));
+            if self.failure.is_some() {
+                self.refuse_publish(row.stream, reply);
+            } else {
+                self.publish(now, row.of(&bytes), reply);
+            }
+        }
+    }
+
+    fn publish(&mut self, now: Timestamp, publish: PublishRef<'_>, reply: PublishReply) {
         if self.full {
             self.refused_full += 1;
-            let result = Err(PublishRefusal::InsufficientStorage);
-            self.hold_outcome(publish, reply, publish.stream, result, true);
+            self.hold_outcome(reply, publish.stream, Err(PublishRefusal::InsufficientStorage), true);
             return;
         }
-        let interest = Arc::clone(&self.interest);
+        let interest = &self.interest;
         let has_interest = |subject: &[u8]| interest.has_interest(subject);
-        let now = self.clock.now();
         self.log.set_time(now);
         let mut turn = Turn { now, journal: &mut self.log, has_interest: &has_interest };
         self.engine.handle(&mut turn, Input::Publish(publish));
@@ -289,7 +309,7 @@ impl Driver {
                     self.unsynced.push((stream, *sequence));
                 }
                 let reply = reply.take().expect("a publish has one outcome");
-                self.hold_outcome(publish, reply, stream, result, acked);
+                self.hold_outcome(reply, stream, result, acked);
             } else {
                 self.hold(output);
             }

@@ -22,6 +22,8 @@ pub(crate) struct QueueLimits {
 #[derive(Default)]
 struct Waiting {
     commands: VecDeque<Command>,
+    /// What they weigh together.
+    weight: usize,
     bytes: usize,
     /// Replication's commands, which go first.
     lane: Lane,
@@ -62,14 +64,15 @@ impl Queue {
 
     /// Adds a command, or gives it back. A command larger than all room is taken by an empty queue.
     pub(crate) fn push(&self, command: Command) -> Result<(), Full<Command>> {
-        let bytes = command.bytes();
+        let (bytes, weight) = (command.bytes(), command.weight());
         let mut waiting = self.lock();
-        let no_room = waiting.commands.len() >= self.limits.commands
+        let no_room = waiting.weight >= self.limits.commands
             || (waiting.bytes + bytes > self.limits.bytes && !waiting.commands.is_empty());
         if waiting.closed || no_room {
             return Err(Full(command));
         }
         waiting.bytes += bytes;
+        waiting.weight += weight;
         waiting.commands.push_back(command);
         let wake = std::mem::take(&mut waiting.asleep);
         drop(waiting);
@@ -111,7 +114,7 @@ impl Queue {
 
     // Half empty: a waiter that wakes for one free slot would be back at once.
     fn has_room(&self, waiting: &Waiting) -> bool {
-        waiting.commands.len() <= self.limits.commands / 2 && waiting.bytes <= self.limits.bytes / 2
+        waiting.weight <= self.limits.commands / 2 && waiting.bytes <= self.limits.bytes / 2
     }
 
     /// Notes that interest in a watched subject began or ended.
@@ -163,17 +166,21 @@ impl Queue {
             return if waiting.closed { Taken::Closed } else { Taken::TimedOut };
         }
         let mut bytes = 0;
-        if waiting.commands.len() <= commands_max && waiting.bytes <= bytes_max && out.is_empty() {
+        if waiting.weight <= commands_max && waiting.bytes <= bytes_max && out.is_empty() {
             // The usual case moves everything by exchanging the buffers.
             std::mem::swap(&mut waiting.commands, out);
-            waiting.bytes = 0;
+            (waiting.bytes, waiting.weight) = (0, 0);
         } else {
-            while out.len() < commands_max && bytes < bytes_max {
+            let mut weight = out.iter().map(Command::weight).sum::<usize>();
+            let before = weight;
+            while weight < commands_max && bytes < bytes_max {
                 let Some(command) = waiting.commands.pop_front() else { break };
                 bytes += command.bytes();
+                weight += command.weight();
                 out.push_back(command);
             }
             waiting.bytes -= bytes;
+            waiting.weight -= weight - before;
         }
         let woken = if self.has_room(&waiting) { std::mem::take(&mut waiting.room) } else { Vec::new() };
         drop(waiting);
@@ -198,6 +205,6 @@ impl Queue {
 
     /// How many commands wait.
     pub(crate) fn depth(&self) -> usize {
-        self.lock().commands.len()
+        self.lock().weight
     }
 }

@@ -42,7 +42,6 @@ struct Refused {
 impl Driver {
     pub(super) fn hold_outcome(
         &mut self,
-        publish: &StreamPublish,
         reply: PublishReply,
         stream: StreamId,
         result: Result<Published, PublishRefusal>,
@@ -53,9 +52,9 @@ impl Driver {
                 let name = self.engine.stream_name(stream).unwrap_or_default().to_owned();
                 self.held.push(Held::Outcome { ticket, outcome: PublishOutcome { stream: name, result } });
             }
-            PublishReply::Wire => {
-                if acked && !publish.reply.is_empty() {
-                    self.held.push(Held::PublishAck { reply: publish.reply.clone(), stream, result });
+            PublishReply::Wire(reply) => {
+                if acked && !reply.is_empty() {
+                    self.held.push(Held::PublishAck { reply, stream, result });
                 }
             }
         }
@@ -100,7 +99,7 @@ impl Driver {
             self.let_out(now, one, &mut refused);
         }
         self.held = held;
-        self.routes.flush();
+        self.interest.flush_soon(&mut self.routes);
         // Of several, the last first: the consumer takes them back in the order it gave them.
         for Refused { stream, consumer, to, sequence } in refused.into_iter().rev() {
             self.input(Input::Undeliverable { stream, consumer, to, sequence });
@@ -235,6 +234,7 @@ impl Driver {
             headers: headers.clone(),
             payload: payload.clone(),
         };
-        self.commands.push_back(Command::Publish { publish, reply: PublishReply::Wire });
+        let reply = PublishReply::Wire(Bytes::new());
+        self.commands.push_back(Command::Publish { publish, reply });
     }
 }

@@ -27,7 +27,7 @@ use hashbrown::HashMap;
 use crate::api::error::ApiError;
 use crate::api::request::Request;
 use crate::consumer::{ConsumerId, ConsumerOutput};
-use crate::driver::command::{Acknowledgement, FlowControlReply, Pull, StreamPublish};
+use crate::driver::command::{Acknowledgement, FlowControlReply, PublishRef, Pull};
 use crate::engine::jobs::Job;
 use crate::stream::state::Stream;
 
@@ -52,7 +52,7 @@ pub(crate) struct Turn<'a> {
 
 /// One thing that happened.
 pub(crate) enum Input<'a> {
-    Publish(&'a StreamPublish),
+    Publish(PublishRef<'a>),
     /// The answer carries the token.
     Request {
         token: u64,
@@ -137,7 +137,7 @@ impl Engine {
         assert!(turn.now >= self.now, "time does not go back");
         self.now = turn.now;
         match input {
-            Input::Publish(publish) => self.publish(turn, publish),
+            Input::Publish(publish) => self.publish(turn, &publish),
             Input::Request { token, request } => self.request(turn, token, request),
             Input::Acknowledge(acknowledgement) => self.acknowledge(turn, acknowledgement),
             Input::Pull(pull) => self.pull(turn, pull),

@@ -5,7 +5,7 @@ use bytes::Bytes;
 
 use crate::api::error::PublishRefusal;
 use crate::api::request::Published;
-use crate::driver::command::StreamPublish;
+use crate::driver::command::PublishRef;
 use crate::engine::jobs::Job;
 use crate::engine::record::Record;
 use crate::engine::{Engine, Output, Turn};
@@ -33,7 +33,7 @@ pub(super) struct Admitted<'a> {
 }
 
 impl Engine {
-    pub(super) fn publish(&mut self, turn: &mut Turn<'_>, publish: &StreamPublish) {
+    pub(super) fn publish(&mut self, turn: &mut Turn<'_>, publish: &PublishRef<'_>) {
         let id = publish.stream;
         let Some(stream) = self.streams.get_mut(&id) else {
             self.counters.refused_publishes += 1;
@@ -42,7 +42,7 @@ impl Engine {
             return;
         };
         let acked = !stream.body.config.no_ack;
-        let offer = Offer { subject: &publish.subject, headers: &publish.headers, payload: &publish.payload };
+        let offer = Offer { subject: publish.subject, headers: publish.headers, payload: publish.payload };
         let result = match stream.body.judge(turn.now, turn.journal, &offer, self.limits.message_bytes) {
             Ok(Verdict::Store { subject, hash, headers, rollup, skip_to }) => {
                 if let Some(to) = skip_to {
@@ -54,9 +54,9 @@ impl Engine {
                 let admitted = Admitted {
                     subject: &subject,
                     hash,
-                    block: &publish.headers,
+                    block: publish.headers,
                     headers: &headers,
-                    payload: &publish.payload,
+                    payload: publish.payload,
                     rollup,
                 };
                 Ok(Published::Stored(self.store(turn, id, &admitted)))

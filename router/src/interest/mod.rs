@@ -14,8 +14,8 @@ mod route;
 mod tests;
 mod watch;
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, OnceLock};
 
 pub use index::SubscriptionKey;
 pub use mesh::{OnInterest, PeerTarget};
@@ -82,6 +82,12 @@ pub enum SubscriberKind {
 /// Is told of a watched subject: subject, group, whether there is interest now.
 pub type OnChange = Box<dyn Fn(&[u8], &[u8], bool) + Send + Sync>;
 
+/// Flushes these receivers soon, on another thread, and takes them out of the list.
+pub type FlushSoon = Box<dyn Fn(&mut Vec<Arc<dyn Subscriber>>) + Send + Sync>;
+
+/// Receivers of a batch that the driver flushes by itself: for so few the way to another thread is longer.
+const FLUSHED_AT_ONCE_MAX: usize = 2;
+
 /// The interest index. One per node; share it by `Arc`.
 pub struct Interest {
     index: index::Index,
@@ -89,6 +95,7 @@ pub struct Interest {
     mesh: mesh::Mesh,
     /// Where the next cache begins to draw members of queue groups.
     draws: AtomicU32,
+    flusher: OnceLock<FlushSoon>,
 }
 
 impl std::fmt::Debug for Interest {
@@ -111,6 +118,22 @@ impl Interest {
             watched: watch::Watched::default(),
             mesh: mesh::Mesh::default(),
             draws: AtomicU32::new(0),
+            flusher: OnceLock::new(),
+        }
+    }
+
+    /// Sets who flushes the receivers of the driver's batches, so that the driver need not. The first one
+    /// stays.
+    pub fn flush_by(&self, flusher: FlushSoon) {
+        // Of several endpoints one does it for all.
+        drop(self.flusher.set(flusher));
+    }
+
+    /// As [`RouteCache::flush`], but many receivers are left to the flusher.
+    pub(crate) fn flush_soon(&self, cache: &mut RouteCache) {
+        match self.flusher.get() {
+            Some(flusher) if cache.touched().len() > FLUSHED_AT_ONCE_MAX => flusher(cache.touched()),
+            Some(_) | None => cache.flush(),
         }
     }
 

@@ -189,6 +189,11 @@ impl RouteCache {
         }
     }
 
+    /// Whom the next flush is for.
+    pub(super) const fn touched(&mut self) -> &mut Vec<Arc<dyn Subscriber>> {
+        &mut self.touched
+    }
+
     /// Whether a receiver was congested since this was last asked.
     pub fn take_congested(&mut self) -> bool {
         std::mem::take(&mut self.congested)

@@ -83,9 +83,11 @@ fn damage_in_a_sealed_segment_is_found_while_nobody_reads() {
     let router =
         Router::open(Path::new("/data"), Arc::new(disk.clone()), &options, Arc::new(PlainWire)).unwrap();
     router.request(Request::CreateStream(Box::new(s()))).unwrap().wait().unwrap();
-    while router.stats().segments < 3 {
+    // Not until the counters say so, which they do late: a pass is to have few steps.
+    for _ in 0..40 {
         router.publish("s.a".to_owned(), Vec::new(), "x".repeat(4000)).unwrap().wait().result.unwrap();
     }
+    wait_until("two segments are sealed", || router.stats().segments >= 3);
     let files = disk.files();
     let sealed = files
         .keys()

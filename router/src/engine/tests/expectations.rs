@@ -129,7 +129,7 @@ fn malformed_headers_are_refused() {
         headers: "not a block".into(),
         payload: Bytes::new(),
     };
-    shard.input(Input::Publish(&publish));
+    shard.input(Input::Publish(publish.borrow()));
     let refused = shard.outputs.iter().any(|output| {
         matches!(output, Output::Published { result: Err(PublishRefusal::HeadersMalformed), .. })
     });

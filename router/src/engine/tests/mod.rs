@@ -237,7 +237,7 @@ impl Shard {
             headers: block.into(),
             payload: Bytes::copy_from_slice(payload.as_bytes()),
         };
-        self.input(Input::Publish(&publish));
+        self.input(Input::Publish(publish.borrow()));
         let at = self.outputs.iter().rposition(|output| matches!(output, Output::Published { .. })).unwrap();
         let Output::Published { result, .. } = self.outputs.remove(at) else { unreachable!() };
         result
