@@ -14,4 +14,4 @@ pub use server::{
     VERSION,
 };
 pub use session::{CloseReason, ConnectionSnapshot, SubscriptionSnapshot};
-pub use time::rfc3339;
+pub use time::{rfc3339, rfc3339_nanos};

@@ -19,3 +19,9 @@ mod tests {
         assert_eq!(rfc3339(1_704_067_199_500_000_000), "2023-12-31T23:59:59.5Z");
     }
 }
+
+/// Nanoseconds since 1970 of a time in RFC 3339, with any offset; before 1970 is 0.
+#[must_use]
+pub fn rfc3339_nanos(text: &str) -> Option<u64> {
+    crate::jetstream::parse_time(text).map(|time| time.0)
+}

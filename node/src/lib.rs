@@ -5,8 +5,10 @@
 pub mod admin;
 pub mod cli;
 pub mod config;
+mod links;
 pub mod logging;
 mod node;
 
 pub use config::NodeOptions;
+pub use links::ChangeError as LinkChangeError;
 pub use node::{Node, StartError};

@@ -20,6 +20,7 @@ use tracing::info;
 
 use crate::admin::{Admin, Monitor};
 use crate::config::{Authentication, NodeOptions};
+use crate::links::{ChangeError, NodeLinks};
 
 /// How often a node looks whether its log still works. A failed log has already stopped acking: this
 /// only bounds how long the process outlives it.
@@ -36,6 +37,8 @@ pub enum StartError {
     Endpoint(#[from] beamlog_nats::StartError),
     #[error("listening for admin requests on {address}")]
     Admin { address: SocketAddr, source: io::Error },
+    #[error("starting the links")]
+    Links(#[source] ChangeError),
 }
 
 impl StartError {
@@ -57,6 +60,7 @@ impl StartError {
                 by_port(source)
             }
             Self::Store { source, .. } => store_remedy(source),
+            Self::Links(_) => "correct the link, or links.toml in the data directory",
         }
     }
 }
@@ -97,6 +101,7 @@ pub struct Node {
     router: Router,
     server: Arc<Server>,
     admin: Option<Admin>,
+    links: Arc<NodeLinks>,
     monitor: Arc<Monitor>,
     drain_timeout: Duration,
 }
@@ -128,19 +133,35 @@ impl Node {
             Ok(server) => Arc::new(server),
             Err(error) => return Err(close_after(router, error.into()).await),
         };
-        let monitor =
-            Arc::new(Monitor::new(router.clone(), Arc::clone(&server), api, options.clone(), started));
+        // After the endpoint, so that nothing that a link brings comes before clients can be there for it.
+        let links = match NodeLinks::start(router.clone(), &options) {
+            Ok(links) => Arc::new(links),
+            Err(error) => {
+                drop(server);
+                return Err(close_after(router, StartError::Links(error)).await);
+            }
+        };
+        let monitor = Arc::new(Monitor::new(
+            router.clone(),
+            Arc::clone(&server),
+            api,
+            Arc::clone(&links),
+            options.clone(),
+            started,
+        ));
         let admin = match options.admin {
             None => None,
             Some(address) => match TcpListener::bind(address).await {
                 Ok(listener) => Some(Admin::start(listener, address, Arc::clone(&monitor))),
                 Err(source) => {
+                    drop(monitor);
+                    drop(links);
                     drop(server);
                     return Err(close_after(router, StartError::Admin { address, source }).await);
                 }
             },
         };
-        let node = Self { router, server, admin, monitor, drain_timeout: options.drain_timeout };
+        let node = Self { router, server, admin, links, monitor, drain_timeout: options.drain_timeout };
         info!(
             version = env!("CARGO_PKG_VERSION"),
             server_name = node.server.server_name(),
@@ -192,7 +213,7 @@ impl Node {
     /// *Cancel safety*: when dropped, the rest happens without anybody waiting for it.
     pub async fn stop(self) -> Result<(), CloseError> {
         self.monitor.set_draining();
-        self.server.drain(self.drain_timeout).await;
+        tokio::join!(self.links.drain(self.drain_timeout), self.server.drain(self.drain_timeout));
         drop(self.admin);
         let closed = close(self.router).await;
         info!(clean = closed.is_ok(), "stopped");

@@ -24,4 +24,5 @@ pub use call::{Call, parse_request};
 pub use errors::{MESSAGE_ID_REUSED, UNREADABLE};
 pub use monitor::{consumer_detail, stream_detail};
 pub use request::{ApiRequest, Handled, is_api_subject};
+pub(crate) use time::parse as parse_time;
 pub use wire::NatsWire;

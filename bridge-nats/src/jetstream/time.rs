@@ -28,7 +28,7 @@ pub(super) fn text(time: Timestamp) -> String {
 }
 
 /// Reads a time with any offset. `None`: it is not RFC 3339. Before 1970 is 0.
-pub(super) fn parse(text: &str) -> Option<Timestamp> {
+pub(crate) fn parse(text: &str) -> Option<Timestamp> {
     let bytes = text.as_bytes();
     let year = digits(bytes, 0..4)?;
     let (month, day) = (digits(bytes, 5..7)?, digits(bytes, 8..10)?);

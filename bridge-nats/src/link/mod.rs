@@ -11,11 +11,14 @@
 
 mod connection;
 mod core;
+mod diff;
 mod export;
 mod import;
 mod kv;
+mod limit;
 pub mod rules;
 mod runtime;
 pub mod status;
 
+pub use diff::{RuleDiff, Side};
 pub use runtime::{LinkError, Links};

@@ -30,6 +30,9 @@ pub struct LinkConfig {
     /// The prefix of the JetStream API there, if it is not `$JS.API`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub api_prefix: Option<String>,
+    /// What stored messages may take in each direction. `None` is no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second: Option<u64>,
     /// Configured, but doing nothing until it is resumed.
     pub paused: bool,
     pub import: Vec<RuleConfig>,
@@ -249,6 +252,16 @@ pub struct RequestRule {
 }
 
 impl Rule {
+    /// Whether it carries from there to here.
+    #[must_use]
+    pub fn is_inward(&self) -> bool {
+        match self {
+            Self::ImportStream(_) | Self::ImportSubject(_) | Self::ImportBucket(_) => true,
+            Self::ExportStream(_) | Self::ExportSubject(_) | Self::ExportBucket(_) => false,
+            Self::Requests(rule) => rule.direction == Direction::In,
+        }
+    }
+
     /// How the rule is called in errors, status and metrics: `import stream ORDERS`.
     #[must_use]
     pub fn label(&self) -> String {

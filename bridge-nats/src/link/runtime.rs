@@ -18,9 +18,11 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::connection::{self, Session};
+use super::diff::RuleDiff;
+use super::limit::Limit;
 use super::rules::{CheckedLink, LinkConfig, LinkKind, Rule, RuleError};
 use super::status::{LinkState, LinkStatus, Meter};
-use super::{core, export, import, kv};
+use super::{core, diff, export, import, kv};
 
 /// Links of one node.
 const LINKS_MAX: usize = 64;
@@ -166,6 +168,16 @@ impl Links {
         })
     }
 
+    /// Compares both sides of every rule that stores something. *Cancel safety*: may be dropped.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub async fn diff(&self, name: &str) -> Result<Vec<RuleDiff>, LinkError> {
+        let link = self.links().get(name).map(|running| running.link.clone());
+        let link = link.ok_or_else(|| LinkError::Unknown(name.to_owned()))?;
+        Ok(diff::compare(&self.inner.router, &link).await)
+    }
+
     /// How all links are, by name.
     #[must_use]
     pub fn status(&self) -> Vec<LinkStatus> {
@@ -300,6 +312,8 @@ pub(crate) struct RuleContext {
     /// The name of the link.
     pub(crate) link: Arc<str>,
     pub(crate) meter: Arc<Meter>,
+    /// Of the rule's direction: who stores something lets its bytes pass here first.
+    pub(crate) limit: Arc<Limit>,
     sessions: watch::Receiver<Option<Session>>,
     stop: watch::Receiver<bool>,
     resync: watch::Receiver<u64>,
@@ -390,10 +404,13 @@ impl Supervisor {
     async fn run(self) {
         let (sessions, _) = watch::channel(None);
         let mut rules = JoinSet::new();
+        let rate = self.link.config.bytes_per_second;
+        let limits = [Arc::new(Limit::new(rate)), Arc::new(Limit::new(rate))];
         for (at, rule) in self.link.rules.iter().enumerate() {
-            rules.spawn(supervise_rule(self.context(at, &sessions), rule.clone()));
+            let limit = &limits[usize::from(rule.is_inward())];
+            rules.spawn(supervise_rule(self.context(at, &sessions, limit), rule.clone()));
         }
-        let context = RuleContext { meter: Arc::default(), ..self.bare_context(&sessions) };
+        let context = self.bare_context(&sessions, &limits[0]);
         tokio::select! {
             () = self.keep_connected(&sessions, &context) => {}
             () = context.stopping() => {}
@@ -403,19 +420,25 @@ impl Supervisor {
         sessions.send_replace(None);
     }
 
-    fn bare_context(&self, sessions: &watch::Sender<Option<Session>>) -> RuleContext {
+    fn bare_context(&self, sessions: &watch::Sender<Option<Session>>, limit: &Arc<Limit>) -> RuleContext {
         RuleContext {
             router: self.router.clone(),
             link: self.link.config.name.as_str().into(),
             meter: Arc::default(),
+            limit: Arc::clone(limit),
             sessions: sessions.subscribe(),
             stop: self.stop.clone(),
             resync: self.resync.clone(),
         }
     }
 
-    fn context(&self, rule: usize, sessions: &watch::Sender<Option<Session>>) -> RuleContext {
-        RuleContext { meter: Arc::clone(&self.shared.meters[rule]), ..self.bare_context(sessions) }
+    fn context(
+        &self,
+        rule: usize,
+        sessions: &watch::Sender<Option<Session>>,
+        limit: &Arc<Limit>,
+    ) -> RuleContext {
+        RuleContext { meter: Arc::clone(&self.shared.meters[rule]), ..self.bare_context(sessions, limit) }
     }
 
     async fn keep_connected(&self, sessions: &watch::Sender<Option<Session>>, context: &RuleContext) {

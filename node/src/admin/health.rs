@@ -6,6 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use beamlog_nats::link::status::LinkState;
 use beamlog_router::Health;
 use serde_json::{Value, json};
 
@@ -78,6 +79,16 @@ fn degraded(monitor: &Monitor, health: &Health) -> Vec<String> {
     if stats.scrub_damage > 0 {
         reasons.push(format!("a scrub found damage in {} segments", stats.scrub_damage));
     }
+    for status in monitor.links.running().status() {
+        if let LinkState::Degraded { cause } = &status.state {
+            reasons.push(format!("link {} is degraded: {cause}", status.name));
+        }
+    }
+    for link in monitor.links.all() {
+        if let Some(cause) = link.refused {
+            reasons.push(format!("link {} is not started: {cause}", link.table.name));
+        }
+    }
     reasons
 }
 
@@ -102,6 +113,12 @@ fn details(monitor: &Monitor, health: &Health) -> Value {
             "frames": recovery.frames,
             "indexes_rebuilt": recovery.indexes_rebuilt,
         },
+        "links": monitor.links.running().status().iter().map(|link| {
+            let mut shown = serde_json::to_value(&link.state).unwrap_or_default();
+            shown["name"] = link.name.as_str().into();
+            shown["reconnects"] = link.reconnects.into();
+            shown
+        }).collect::<Vec<_>>(),
         "missing_segments": recovery.missing.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "damaged": recovery.damaged.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "quarantined": recovery.quarantined,

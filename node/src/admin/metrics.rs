@@ -9,10 +9,12 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use beamlog_nats::ServerStats;
 use beamlog_nats::jetstream::ApiStats;
+use beamlog_nats::link::status::{LinkState, LinkStatus, RuleFigures};
 use beamlog_router::{Health, RouterStats};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
@@ -35,6 +37,7 @@ struct Figures {
     processor_seconds: f64,
     open_files: u64,
     uptime_seconds: f64,
+    links: Vec<LinkStatus>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -172,9 +175,106 @@ impl Collector for Figures {
                 }
             }
         }
+        self.encode_links(&mut encoder)
+    }
+}
+
+impl Figures {
+    /// Without links their metrics are not there.
+    fn encode_links(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        for metric in LINK_METRICS.iter().filter(|_| !self.links.is_empty()) {
+            let kind = match metric.kind {
+                Kind::Counter => MetricType::Counter,
+                Kind::Gauge => MetricType::Gauge,
+            };
+            let mut family = encoder.encode_descriptor(metric.name, metric.text, None, kind)?;
+            for link in &self.links {
+                let labels = [("link", link.name.as_str())];
+                let out = family.encode_family(&labels)?;
+                match metric.kind {
+                    Kind::Counter => ConstCounter::new((metric.read)(link)).encode(out)?,
+                    Kind::Gauge => ConstGauge::new((metric.read)(link)).encode(out)?,
+                }
+            }
+        }
         Ok(())
     }
 }
+
+/// One metric of each link.
+struct LinkMetric {
+    name: &'static str,
+    kind: Kind,
+    text: &'static str,
+    read: fn(&LinkStatus) -> f64,
+}
+
+/// A figure of all rules together.
+fn of_rules(link: &LinkStatus, figure: fn(&RuleFigures) -> u64) -> f64 {
+    float(link.rules.iter().map(|rule| figure(&rule.figures)).sum())
+}
+
+const fn link_counter(name: &'static str, text: &'static str, read: fn(&LinkStatus) -> f64) -> LinkMetric {
+    LinkMetric { name, kind: Kind::Counter, text, read }
+}
+
+const fn link_gauge(name: &'static str, text: &'static str, read: fn(&LinkStatus) -> f64) -> LinkMetric {
+    LinkMetric { name, kind: Kind::Gauge, text, read }
+}
+
+static LINK_METRICS: &[LinkMetric] = &[
+    link_gauge(
+        "beamlog_nats_link_state",
+        "4 connected, 3 degraded, 2 connecting, 1 paused, 0 stopped",
+        |link| match link.state {
+            LinkState::Connected => 4.0,
+            LinkState::Degraded { .. } => 3.0,
+            LinkState::Connecting => 2.0,
+            LinkState::Paused => 1.0,
+            LinkState::Stopped => 0.0,
+        },
+    ),
+    link_counter("beamlog_nats_link_reconnects", "Connections after the first", |link| {
+        float(link.reconnects)
+    }),
+    link_gauge(
+        "beamlog_nats_link_lag_messages",
+        "Messages that wait to be carried, where it is known",
+        |link| of_rules(link, |figures| figures.lag_messages),
+    ),
+    link_gauge("beamlog_nats_link_lag_bytes", "Bytes that wait to be carried, where it is known", |link| {
+        of_rules(link, |figures| figures.lag_bytes)
+    }),
+    link_gauge("beamlog_nats_link_lag_seconds", "Age of the oldest message that waits", |link| {
+        float(link.rules.iter().map(|rule| rule.figures.lag_seconds).max().unwrap_or(0))
+    }),
+    link_counter(
+        "beamlog_nats_link_carried_messages",
+        "Messages that arrived on the other side, each once",
+        |link| of_rules(link, |figures| figures.transferred),
+    ),
+    link_counter("beamlog_nats_link_carried_bytes", "Bytes of these messages", |link| {
+        of_rules(link, |figures| figures.transferred_bytes)
+    }),
+    link_counter(
+        "beamlog_nats_link_duplicates",
+        "Messages that had arrived before and were refused",
+        |link| of_rules(link, |figures| figures.duplicates_refused),
+    ),
+    link_counter("beamlog_nats_link_dropped", "Unstored messages and requests that found no room", |link| {
+        of_rules(link, |figures| figures.dropped)
+    }),
+    link_counter(
+        "beamlog_nats_link_parked",
+        "Messages that the other side does not take, put aside",
+        |link| of_rules(link, |figures| figures.parked),
+    ),
+    link_counter(
+        "beamlog_nats_link_missed",
+        "Messages that were deleted there before they could be imported",
+        |link| of_rules(link, |figures| figures.missed),
+    ),
+];
 
 pub(super) async fn metrics(State(monitor): State<Arc<Monitor>>) -> impl IntoResponse {
     monitor.count("/metrics");
@@ -191,6 +291,7 @@ pub(super) async fn metrics(State(monitor): State<Arc<Monitor>>) -> impl IntoRes
         processor_seconds: process::processor_time().as_secs_f64(),
         open_files: process::open_files(),
         uptime_seconds: monitor.uptime().as_secs_f64(),
+        links: monitor.links.running().status(),
     };
     let mut registry = Registry::default();
     // What an ack of any stream means (DR23), and which program this is.
@@ -208,12 +309,23 @@ const HEAD: &str = "\
 Made from `node/src/admin/metrics.rs`; do not edit: a test writes it
 (`BEAMLOG_TEST_UPDATE=1 cargo test -p beamlog`).
 
-`curl http://127.0.0.1:8222/metrics` answers in the OpenMetrics text format. No metric but
-`beamlog_node_info` has labels, and its values are constants of the program.
+`curl http://127.0.0.1:8222/metrics` answers in the OpenMetrics text format. `beamlog_node_info` has labels
+whose values are constants of the program; metrics of links have the link's name; no other metric has labels.
 
 | metric | kind | meaning |
 |---|---|---|
 | `beamlog_node_info{version,durability}` | info | version, and the durability class of publish acks: `disk` is synced before the ack |
+";
+
+const LINK_HEAD: &str = "
+## Links
+
+One of each for every link of the node; the label is the link's name, so there are at most 64 values. Alert on
+`beamlog_nats_link_state < 4` for longer than a restart of the cluster there takes, and on a growing
+`beamlog_nats_link_lag_seconds`.
+
+| metric | kind | meaning |
+|---|---|---|
 ";
 
 /// `docs/reference/metrics.md`.
@@ -227,6 +339,16 @@ pub fn markdown() -> String {
         };
         let text = metric.text;
         writeln!(out, "| `{}{suffix}` | {kind} | {text} |", metric.name).expect("a String takes everything");
+    }
+    out.push_str(LINK_HEAD);
+    for metric in LINK_METRICS {
+        let (suffix, kind) = match metric.kind {
+            Kind::Counter => ("_total", "counter"),
+            Kind::Gauge => ("", "gauge"),
+        };
+        let text = metric.text;
+        writeln!(out, "| `{}{suffix}{{link}}` | {kind} | {text} |", metric.name)
+            .expect("a String takes everything");
     }
     out
 }

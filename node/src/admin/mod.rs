@@ -1,9 +1,10 @@
 //! The admin HTTP server: health, metrics, and monitoring with nats-server's paths and fields.
-//! Read-only. Table of contents only.
+//! Read-only, but for links. Table of contents only.
 
 mod connz;
 mod health;
 mod jsz;
+mod links;
 pub mod metrics;
 mod monitor;
 mod process;

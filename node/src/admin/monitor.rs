@@ -10,12 +10,14 @@ use beamlog_nats::{Server, rfc3339};
 use beamlog_router::Router;
 
 use crate::config::NodeOptions;
+use crate::links::NodeLinks;
 
 #[derive(Debug)]
 pub(crate) struct Monitor {
     pub(super) router: Router,
     pub(super) server: Arc<Server>,
     pub(super) api: Api,
+    pub(super) links: Arc<NodeLinks>,
     pub(super) options: NodeOptions,
     pub(super) started: SystemTime,
     draining: AtomicBool,
@@ -27,11 +29,12 @@ impl Monitor {
         router: Router,
         server: Arc<Server>,
         api: Api,
+        links: Arc<NodeLinks>,
         options: NodeOptions,
         started: SystemTime,
     ) -> Self {
         let draining = AtomicBool::new(false);
-        Self { router, server, api, options, started, draining, requests: Mutex::default() }
+        Self { router, server, api, links, options, started, draining, requests: Mutex::default() }
     }
 
     pub(crate) fn set_draining(&self) {

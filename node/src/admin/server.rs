@@ -10,14 +10,14 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tracing::warn;
 
 use crate::admin::monitor::Monitor;
 use crate::admin::query::{BadParameter, Query, bad};
-use crate::admin::{connz, health, jsz, metrics, varz};
+use crate::admin::{connz, health, jsz, links, metrics, varz};
 
 /// The running server.
 #[derive(Debug)]
@@ -59,6 +59,10 @@ fn routes(monitor: Arc<Monitor>, is_loopback: bool) -> Router {
         .route("/varz", get(varz::varz))
         .route("/connz", get(connz::connz))
         .route("/jsz", get(jsz::jsz))
+        .route("/links", get(links::list))
+        .route("/links/{name}", get(links::get).put(links::put).delete(links::delete))
+        .route("/links/{name}/diff", get(links::diff))
+        .route("/links/{name}/{action}", post(links::post))
         .layer(middleware::from_fn_with_state(is_loopback, guard))
         .with_state(monitor)
 }
@@ -88,7 +92,7 @@ async fn index() -> Html<&'static str> {
         "<!doctype html><title>beamlog</title><h1>beamlog</h1><ul>\
          <li><a href=\"/healthz?details=1\">healthz</a><li><a href=\"/readyz\">readyz</a>\
          <li><a href=\"/metrics\">metrics</a><li><a href=\"/varz\">varz</a>\
-         <li><a href=\"/connz?subs=1\">connz</a><li><a href=\"/jsz?consumers=1&amp;config=1\">jsz</a></ul>\n",
+         <li><a href=\"/connz?subs=1\">connz</a><li><a href=\"/jsz?consumers=1&amp;config=1\">jsz</a><li><a href=\"/links\">links</a></ul>\n",
     )
 }
 

@@ -7,6 +7,7 @@ use crate::cli::bench::BenchArguments;
 use crate::cli::configuration::ConfigCommand;
 use crate::cli::consumer::ConsumerArguments;
 use crate::cli::kv::KvArguments;
+use crate::cli::link::LinkArguments;
 use crate::cli::messages::{PublishArguments, ReplyArguments, RequestArguments, SubscribeArguments};
 use crate::cli::output::Format;
 use crate::cli::serve::ServeArguments;
@@ -60,6 +61,8 @@ pub(crate) enum Command {
     Consumer(ConsumerArguments),
     /// Keys and values in buckets.
     Kv(KvArguments),
+    /// Links of a running node to NATS clusters.
+    Link(Box<LinkArguments>),
     /// Look into the store of a node that is not running.
     #[command(subcommand)]
     Store(StoreCommand),

@@ -23,18 +23,22 @@ pub(crate) enum ConfigCommand {
     Show(Box<ConfigArguments>),
 }
 
-/// The process's `BEAMLOG_…` variables.
+/// The process's variables: ours, and those that links name.
 ///
 /// # Errors
 /// A variable of ours that is not text.
 pub(crate) fn environment() -> Result<Environment, Failure> {
     let mut environment = Environment::new();
     for (name, value) in std::env::vars_os() {
-        let Some(name) = name.to_str().filter(|name| name.starts_with("BEAMLOG_")) else { continue };
-        let Some(value) = value.to_str() else {
-            return Err(Failure::cannot_start(format!("{name} is not valid UTF-8")));
-        };
-        environment.insert(name.to_owned(), value.to_owned());
+        let Some(name) = name.to_str() else { continue };
+        match value.to_str() {
+            Some(value) => drop(environment.insert(name.to_owned(), value.to_owned())),
+            None if name.starts_with("BEAMLOG_") => {
+                return Err(Failure::cannot_start(format!("{name} is not valid UTF-8")));
+            }
+            // Somebody else's.
+            None => {}
+        }
     }
     Ok(environment)
 }
@@ -69,14 +73,25 @@ pub(crate) fn config(command: ConfigCommand, output: Output) -> Result<(), Failu
                 let origin = layers.origin(key.name).to_string();
                 shown.insert(key.name.to_owned(), json!({ "value": values[key.name], "origin": origin }));
             }
+            // What is wrong with links is said below.
+            let links = layers.links().unwrap_or_default();
+            let links = serde_json::to_value(&links)
+                .map_err(|e| Failure::failed(format!("showing the configuration: {e}")))?;
+            shown.insert("link".to_owned(), links);
             output.value(&Value::Object(shown), |shown| {
-                let rows: Vec<Vec<String>> = KEYS
+                let mut rows: Vec<Vec<String>> = KEYS
                     .iter()
                     .map(|key| {
                         let row = &shown[key.name];
                         vec![key.name.to_owned(), cell(&row["value"]), cell(&row["origin"])]
                     })
                     .collect();
+                for link in shown["link"].as_array().into_iter().flatten() {
+                    for (key, value) in link.as_object().into_iter().flatten() {
+                        let name = format!("link.{}.{key}", cell(&link["name"]));
+                        rows.push(vec![name, cell(value), "file".to_owned()]);
+                    }
+                }
                 columns(&["key", "value", "origin"], &rows)
             })?;
             resolve(&layers).map(drop)

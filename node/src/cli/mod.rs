@@ -8,6 +8,7 @@ mod configuration;
 mod consumer;
 mod exit;
 mod kv;
+mod link;
 mod messages;
 mod output;
 pub mod reference;
@@ -17,4 +18,5 @@ mod store;
 mod stream;
 mod subjects;
 
+pub(crate) use exit::err_chain;
 pub use run::run;

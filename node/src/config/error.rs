@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::config::links::LinkError;
 use crate::config::sources::Origin;
 
 #[derive(Debug, Error)]
@@ -43,6 +44,8 @@ pub enum ConfigError {
          --insecure if that is what you want"
     )]
     AdminOpen { address: SocketAddr },
+    #[error(transparent)]
+    Link(#[from] LinkError),
 }
 
 fn did_you_mean(nearest: &Option<String>) -> String {

@@ -3,6 +3,7 @@
 
 mod error;
 mod keys;
+pub mod links;
 pub mod reference;
 mod resolve;
 mod sources;

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use crate::config::keys::{Bounds, KEYS, Key};
+use crate::config::links::{LINK_KEYS, REQUEST_KEYS, RULE_KEYS};
 use crate::config::units::{ByteSize, Span};
 
 const HEAD: &str = "\
@@ -42,8 +43,44 @@ pub fn markdown() -> String {
             .expect("a String takes everything");
     }
     out.push_str(TAIL);
+    out.push_str(LINKS);
+    for (heading, keys) in [
+        ("`[[link]]`", LINK_KEYS),
+        ("A rule of `import` or `export`", RULE_KEYS),
+        ("A rule of `requests`", REQUEST_KEYS),
+    ] {
+        write!(out, "\n### {heading}\n\n| key | kind | what it is |\n|---|---|---|\n")
+            .expect("a String takes everything");
+        for key in keys {
+            writeln!(out, "| `{}` | {} | {} |", key.name, key.kind, key.text)
+                .expect("a String takes everything");
+        }
+    }
     out
 }
+
+const LINKS: &str = "
+## Links
+
+What a link does and how to run one: [operations/links.md](../operations/links.md). Links stand in the file only,
+or are added while the node runs (`beamlog link add`); these are kept in `links.toml` in the data directory. A link
+of the file wins over an added one of the same name. Secrets are named, never written: by file, or by variable; a
+variable may have any name, but one that begins with `BEAMLOG_` must begin with `BEAMLOG_LINK_`.
+
+```toml
+[[link]]
+name = \"core\"
+urls = [\"nats://127.0.0.1:4222\"]
+creds_file = \"core.creds\"
+import = [ { stream = \"ORDERS\" }, { subject = \"cmd.>\", queue = \"edge\" }, { bucket = \"settings\" } ]
+export = [ { stream = \"TELEMETRY\", to = \"telemetry.site7.>\" }, { subject = \"alerts.>\" }, { bucket = \"state\" } ]
+requests = [ { subject = \"rpc.inventory.>\", direction = \"out\" } ]
+```
+
+Refused, with the rule named: unknown keys; subjects of the system (`$…`, `_INBOX`); mappings that cannot be carried
+out; two rules that carry the same message the same way between the same two sides; and two rules of which one brings
+back what the other took away. A bucket in `import` and `export` is no loop: it is kept the same on both sides.
+";
 
 const TAIL: &str = "
 ## Rules between keys

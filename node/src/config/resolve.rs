@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::config::error::ConfigError;
 use crate::config::keys::{Bounds, KEYS, LogFormat, LogLevel, NodeConfig, Secret};
+use crate::config::links::{self, LinkTable, Variables};
 use crate::config::sources::Layers;
 use crate::config::units::{ByteSize, Span};
 
@@ -52,6 +53,10 @@ pub struct NodeOptions {
     pub drain_timeout: Duration,
     pub log_format: LogFormat,
     pub log_level: LogLevel,
+    /// Links of the configuration; the data directory may have more.
+    pub links: Vec<LinkTable>,
+    /// What `…_env` keys of links are looked up in.
+    pub variables: Variables,
 }
 
 impl Default for NodeOptions {
@@ -90,6 +95,7 @@ impl NodeOptions {
                 errors.push(ConfigError::AdminOpen { address });
             }
         }
+        let links = links(layers, &mut errors);
         if !errors.is_empty() {
             return Err(errors);
         }
@@ -112,8 +118,28 @@ impl NodeOptions {
             drain_timeout: span(config.drain_timeout),
             log_format: config.log_format.unwrap_or_default(),
             log_level: config.log_level.unwrap_or_default(),
+            links,
+            variables: layers.variables().clone(),
         })
     }
+}
+
+fn links(layers: &Layers, errors: &mut Vec<ConfigError>) -> Vec<LinkTable> {
+    let links = match layers.links() {
+        Ok(links) => links,
+        Err(more) => {
+            errors.extend(more.into_iter().map(ConfigError::Link));
+            return Vec::new();
+        }
+    };
+    let mut refused = links::check(&links);
+    // What is refused already would be refused again, in other words.
+    if refused.is_empty() {
+        refused
+            .extend(links.iter().filter_map(|link| links::resolve(link, layers.variables()).err()).flatten());
+    }
+    errors.extend(refused.into_iter().map(ConfigError::Link));
+    links
 }
 
 fn span(span: Option<Span>) -> Duration {

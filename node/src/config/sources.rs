@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use crate::config::error::ConfigError;
 use crate::config::keys::{Bounds, KEYS, Key, NodeConfig};
+use crate::config::links::{LinkError, LinkTable, Variables};
 
 /// Where the value of a key was said.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -37,6 +38,8 @@ const PREFIX: &str = "BEAMLOG_";
 /// Variables with the prefix that are not keys: the file's name, the client commands' server, tests.
 const OTHERS: [&str; 2] = ["BEAMLOG_CONFIG", "BEAMLOG_URL"];
 const TEST_PREFIX: &str = "BEAMLOG_TEST_";
+/// Secrets that links name by `…_env`.
+const LINK_PREFIX: &str = "BEAMLOG_LINK_";
 
 #[derive(Clone, Debug)]
 pub struct Layer {
@@ -44,16 +47,22 @@ pub struct Layer {
     pub config: NodeConfig,
 }
 
-/// All layers, the strongest last.
+/// All layers, the strongest last, and the links, which only the file has.
 #[derive(Clone, Debug)]
-pub struct Layers(Vec<Layer>);
+pub struct Layers {
+    layers: Vec<Layer>,
+    links: Vec<toml::Table>,
+    variables: Variables,
+}
 
-/// The shape of the file: everything of this node is in `[node]`.
+/// The shape of the file: everything of this node is in `[node]`, each link in a `[[link]]`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
     #[serde(default)]
     node: NodeConfig,
+    #[serde(default)]
+    link: Vec<toml::Table>,
 }
 
 impl Layers {
@@ -64,25 +73,51 @@ impl Layers {
         flags: NodeConfig,
     ) -> Result<Self, ConfigError> {
         let named = environment.get("BEAMLOG_CONFIG").map(PathBuf::from);
+        let mut links = Vec::new();
         let mut layers = vec![Layer { origin: Origin::Default, config: defaults() }];
         if let Some(path) = file.map(Path::to_path_buf).or(named) {
-            layers.push(Layer { origin: Origin::File, config: read_file(&path)? });
+            let file = read_file(&path)?;
+            layers.push(Layer { origin: Origin::File, config: file.node });
+            links = file.link;
         }
         layers.push(Layer { origin: Origin::Environment, config: read_environment(environment)? });
         layers.push(Layer { origin: Origin::Flag, config: flags });
-        Ok(Self(layers))
+        Ok(Self { layers, links, variables: Variables::new(environment.clone()) })
     }
 
     /// The values that count.
     #[must_use]
     pub fn merged(&self) -> NodeConfig {
-        self.0.iter().fold(NodeConfig::default(), |lower, layer| layer.config.clone().over(lower))
+        self.layers.iter().fold(NodeConfig::default(), |lower, layer| layer.config.clone().over(lower))
     }
 
     #[must_use]
     pub fn origin(&self, key: &str) -> Origin {
         let says = |layer: &&Layer| layer.config.said().contains(&key);
-        self.0.iter().rev().find(says).map_or(Origin::Default, |layer| layer.origin)
+        self.layers.iter().rev().find(says).map_or(Origin::Default, |layer| layer.origin)
+    }
+}
+
+impl Layers {
+    /// The links as the file has them.
+    ///
+    /// # Errors
+    /// Every key that is unknown and every value of the wrong kind.
+    pub fn links(&self) -> Result<Vec<LinkTable>, Vec<LinkError>> {
+        let (mut links, mut errors) = (Vec::new(), Vec::new());
+        for table in &self.links {
+            match LinkTable::read(table.clone()) {
+                Ok(link) => links.push(link),
+                Err(more) => errors.extend(more),
+            }
+        }
+        if errors.is_empty() { Ok(links) } else { Err(errors) }
+    }
+
+    /// The variables that links may name.
+    #[must_use]
+    pub fn variables(&self) -> &Variables {
+        &self.variables
     }
 }
 
@@ -96,12 +131,11 @@ fn defaults() -> NodeConfig {
     table.try_into().expect("defaults are legal values")
 }
 
-fn read_file(path: &Path) -> Result<NodeConfig, ConfigError> {
+fn read_file(path: &Path) -> Result<File, ConfigError> {
     let text = fs::read_to_string(path)
         .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
-    let file: File = toml::from_str(&text)
-        .map_err(|e| ConfigError::Malformed { path: path.to_owned(), problem: in_one_line(&text, &e) })?;
-    Ok(file.node)
+    toml::from_str(&text)
+        .map_err(|e| ConfigError::Malformed { path: path.to_owned(), problem: in_one_line(&text, &e) })
 }
 
 /// `line 3: unknown field …`, without the excerpt that toml draws over several lines.
@@ -120,7 +154,8 @@ fn read_environment(environment: &Environment) -> Result<NodeConfig, ConfigError
     let mut config = NodeConfig::default();
     for (variable, text) in environment {
         let Some(rest) = variable.strip_prefix(PREFIX) else { continue };
-        if OTHERS.contains(&variable.as_str()) || variable.starts_with(TEST_PREFIX) {
+        let is_other = OTHERS.contains(&variable.as_str());
+        if is_other || variable.starts_with(TEST_PREFIX) || variable.starts_with(LINK_PREFIX) {
             continue;
         }
         let name = rest.to_ascii_lowercase();

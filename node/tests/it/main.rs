@@ -5,6 +5,7 @@ mod admin;
 mod commands;
 mod configuration;
 mod edges;
+mod link_configuration;
 mod references;
 mod repository;
 mod running;
