@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_nats::{AuthError, ConnectErrorKind, ConnectOptions, Event};
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 use super::rules::{Credentials, LinkConfig, Secret};
 
@@ -17,6 +17,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const PING_INTERVAL: Duration = Duration::from_secs(3);
 /// How long an answer of the JetStream API may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Errors of a server that wait for the rules to look at them.
+const ERRORS_MAX: usize = 64;
 /// Largest file with a secret.
 const SECRET_BYTES_MAX: u64 = 64 << 10;
 
@@ -44,9 +46,37 @@ pub(crate) struct Session {
     told: Arc<Told>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Told {
     error: Mutex<Option<String>>,
+    /// Errors of the server, for the rules that they are about.
+    errors: broadcast::Sender<String>,
+    /// Messages that found the buffer of their subscription full.
+    dropped: AtomicU64,
+}
+
+impl Default for Told {
+    fn default() -> Self {
+        Self { error: Mutex::default(), errors: broadcast::channel(ERRORS_MAX).0, dropped: AtomicU64::new(0) }
+    }
+}
+
+/// What the server says from now on.
+#[derive(Debug)]
+pub(crate) struct ServerErrors(broadcast::Receiver<String>);
+
+impl ServerErrors {
+    /// The next error that `is_meant` says is about the caller. *Cancel safety*: may be dropped.
+    pub(crate) async fn next(&mut self, is_meant: impl Fn(&str) -> bool) -> String {
+        loop {
+            match self.0.recv().await {
+                Ok(error) if is_meant(&error) => return error,
+                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                // The session has ended, which is told elsewhere.
+                Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+            }
+        }
+    }
 }
 
 impl Session {
@@ -64,6 +94,15 @@ impl Session {
                 return;
             }
         }
+    }
+
+    pub(crate) fn errors(&self) -> ServerErrors {
+        ServerErrors(self.told.errors.subscribe())
+    }
+
+    /// Messages that this session's subscriptions had no room for, and that were not asked for yet.
+    pub(crate) fn take_dropped(&self) -> u64 {
+        self.told.dropped.swap(0, Ordering::Relaxed)
     }
 
     /// What the server or the connection said last.
@@ -142,13 +181,14 @@ async fn connect_to(config: &LinkConfig, address: &Address) -> Result<Session, C
                     lose.send_replace(true);
                 }
                 Event::ServerError(error) => {
+                    // Nobody may be listening.
+                    drop(told.errors.send(error.to_string()));
                     *told.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
                 }
-                Event::Connected
-                | Event::LameDuckMode
-                | Event::Draining
-                | Event::SlowConsumer(_)
-                | Event::ClientError(_) => {}
+                Event::SlowConsumer(_) => {
+                    told.dropped.fetch_add(1, Ordering::Relaxed);
+                }
+                Event::Connected | Event::LameDuckMode | Event::Draining | Event::ClientError(_) => {}
             }
         }
     });

@@ -339,6 +339,20 @@ impl RuleContext {
         }
     }
 
+    /// The rule works; said in the log when it did not before.
+    pub(crate) fn running(&self, rule: &str) {
+        if self.meter.running() {
+            info!(link = %self.link, rule, "a rule of a link works again");
+        }
+    }
+
+    /// The rule cannot work now and keeps trying; said in the log when the cause is new.
+    pub(crate) fn degraded(&self, rule: &str, cause: String) {
+        if self.meter.degraded(cause.as_str()) {
+            warn!(link = %self.link, rule, cause, "a rule of a link cannot work; it keeps trying");
+        }
+    }
+
     pub(crate) fn is_stopping(&self) -> bool {
         *self.stop.borrow() || self.stop.has_changed().is_err()
     }

@@ -121,18 +121,24 @@ impl Meter {
     }
 
     /// The rule does what it should.
-    pub fn running(&self) {
+    ///
+    /// Returns whether that is news.
+    pub fn running(&self) -> bool {
         let mut words = self.words();
         words.started = true;
-        words.cause = None;
+        words.cause.take().is_some()
     }
 
     /// The rule cannot do its work now; it keeps trying.
-    pub fn degraded(&self, cause: impl Into<String>) {
+    ///
+    /// Returns whether that is news.
+    pub fn degraded(&self, cause: impl Into<String>) -> bool {
         let cause = cut(cause.into());
         let mut words = self.words();
+        let is_news = words.cause.as_ref() != Some(&cause);
         words.last_error = Some(cause.clone());
         words.cause = Some(cause);
+        is_news
     }
 
     /// Something of the other side that an operator should know: a gap, a new epoch.

@@ -10,6 +10,8 @@ mod jetstream_clients;
 mod jetstream_python;
 mod jetstream_servers;
 mod limits;
+mod link_core;
+mod link_world;
 mod node;
 mod raw;
 mod secured;

@@ -61,9 +61,13 @@ impl IntoResponse for Refusal {
                     ChangeError::Unknown(_) => StatusCode::NOT_FOUND,
                     ChangeError::Stored(_) => StatusCode::INTERNAL_SERVER_ERROR,
                 };
-                let errors = match error {
+                let errors = match &error {
                     ChangeError::Refused(errors) => errors.iter().map(ToString::to_string).collect(),
-                    other => vec![err_chain(&other)],
+                    ChangeError::Exists(_)
+                    | ChangeError::Unknown(_)
+                    | ChangeError::OfFile(_)
+                    | ChangeError::Stored(_)
+                    | ChangeError::Runtime(_) => vec![err_chain(&error)],
                 };
                 (status, errors)
             }

@@ -45,7 +45,7 @@ pub enum ConfigError {
     )]
     AdminOpen { address: SocketAddr },
     #[error(transparent)]
-    Link(#[from] LinkError),
+    Link(Box<LinkError>),
 }
 
 fn did_you_mean(nearest: &Option<String>) -> String {

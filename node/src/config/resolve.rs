@@ -128,7 +128,7 @@ fn links(layers: &Layers, errors: &mut Vec<ConfigError>) -> Vec<LinkTable> {
     let links = match layers.links() {
         Ok(links) => links,
         Err(more) => {
-            errors.extend(more.into_iter().map(ConfigError::Link));
+            errors.extend(more.into_iter().map(Box::new).map(ConfigError::Link));
             return Vec::new();
         }
     };
@@ -138,7 +138,7 @@ fn links(layers: &Layers, errors: &mut Vec<ConfigError>) -> Vec<LinkTable> {
         refused
             .extend(links.iter().filter_map(|link| links::resolve(link, layers.variables()).err()).flatten());
     }
-    errors.extend(refused.into_iter().map(ConfigError::Link));
+    errors.extend(refused.into_iter().map(Box::new).map(ConfigError::Link));
     links
 }
 

@@ -11,15 +11,15 @@ use tempfile::TempDir;
 use crate::running::{Node, beamlog, get, outcome};
 
 /// A real nats-server with JetStream and monitoring.
-struct NatsServer {
+pub(crate) struct NatsServer {
     child: Child,
-    url: String,
+    pub(crate) url: String,
     monitor: String,
     _folder: TempDir,
 }
 
 impl NatsServer {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let fetched = || crate::repository::root().join(".venv/bin/nats-server");
         let program = std::env::var_os("BEAMLOG_TEST_NATS_SERVER").map_or_else(fetched, Into::into);
         assert!(program.exists(), "there is no {}: run scripts/test, which fetches it", program.display());

@@ -4,11 +4,11 @@
 use std::collections::BTreeSet;
 
 use async_nats::ServerAddr;
+use beamlog_nats::link::mapping;
 use beamlog_nats::link::rules::Direction;
 use beamlog_router::subject;
 
 use crate::config::links::error::{LinkError, LinkProblem, Place};
-use crate::config::links::mapping;
 use crate::config::links::table::{LinkTable, NAMELESS, RequestTable, RuleTable};
 
 /// Links of one node.

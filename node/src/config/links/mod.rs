@@ -3,7 +3,6 @@
 mod check;
 mod error;
 mod keys;
-mod mapping;
 mod secrets;
 mod stored;
 mod table;

@@ -2,9 +2,13 @@
 
 use beamlog_router::stream::SubjectMapping;
 use beamlog_router::subject;
+use bytes::Bytes;
 
-/// Whether every subject that `from` matches becomes a legal one by `to`; what is wrong in words.
-pub(super) fn check(from: &str, to: &str) -> Result<(), String> {
+/// Whether every subject that `from` matches becomes a legal one by `to`.
+///
+/// # Errors
+/// What is wrong, in words.
+pub fn check(from: &str, to: &str) -> Result<(), String> {
     let mapping = SubjectMapping { source: from.to_owned(), destination: to.to_owned() };
     mapping.check().map_err(|error| error.to_string())?;
     let image = image(to);
@@ -12,13 +16,22 @@ pub(super) fn check(from: &str, to: &str) -> Result<(), String> {
 }
 
 /// A filter that matches all that a destination can yield.
-pub(super) fn image(to: &str) -> String {
+#[must_use]
+pub fn image(to: &str) -> String {
     let token = |token: &str| {
         let is_wildcard =
             token.starts_with('$') && token.len() > 1 && token[1..].bytes().all(|b| b.is_ascii_digit());
         if is_wildcard || token.starts_with("{{") { "*".to_owned() } else { token.to_owned() }
     };
     to.split('.').map(token).collect::<Vec<_>>().join(".")
+}
+
+/// The subject on the other side; the same without a mapping. `None`: the mapping has nothing for it.
+pub(crate) fn apply(mapping: Option<&SubjectMapping>, subject: &[u8]) -> Option<Bytes> {
+    match mapping {
+        None => Some(Bytes::copy_from_slice(subject)),
+        Some(mapping) => mapping.apply(subject).map(Bytes::from),
+    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,215 @@
+//! Nodes with links, and nats-servers that can be stopped, frozen and started again where they were.
+
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_nats::Client;
+use beamlog_nats::Server;
+use beamlog_nats::jetstream::{Api, NatsWire};
+use beamlog_nats::link::Links;
+use beamlog_nats::link::rules::{Direction, LinkConfig, RequestConfig, RuleConfig};
+use beamlog_nats::link::status::{LinkState, LinkStatus, RuleFigures};
+use beamlog_router::{Router, RouterOptions, StdDisk};
+use tempfile::TempDir;
+
+use crate::raw::options;
+
+/// Nothing takes this long on a machine that works, even a busy one.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Looks again until it is so.
+pub(crate) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so().await {
+        assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+pub(crate) fn nats_binary() -> PathBuf {
+    match std::env::var_os("BEAMLOG_TEST_NATS_SERVER") {
+        Some(path) => PathBuf::from(path),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../.venv/bin/nats-server"),
+    }
+}
+
+/// A nats-server at an address that stays the same over restarts.
+pub(crate) struct Upstream {
+    process: Option<Child>,
+    port: u16,
+    configuration: String,
+    directory: TempDir,
+}
+
+impl Upstream {
+    pub(crate) fn start() -> Self {
+        Self::with_configuration("")
+    }
+
+    /// Starts with more lines of configuration.
+    pub(crate) fn with_configuration(configuration: &str) -> Self {
+        // Free now; nobody else asks for it in between but by chance.
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut upstream = Self {
+            process: None,
+            port,
+            configuration: configuration.to_owned(),
+            directory: tempfile::tempdir().unwrap(),
+        };
+        upstream.begin();
+        upstream
+    }
+
+    pub(crate) fn begin(&mut self) {
+        let file = self.directory.path().join("server.conf");
+        let text = format!(
+            "listen: 127.0.0.1:{}\njetstream: {{ store_dir: {:?} }}\n{}\n",
+            self.port,
+            self.directory.path().join("data"),
+            self.configuration
+        );
+        std::fs::write(&file, text).unwrap();
+        let mut process =
+            Command::new(nats_binary()).arg("-c").arg(&file).stderr(Stdio::piped()).spawn().unwrap();
+        let mut log = BufReader::new(process.stderr.take().unwrap()).lines();
+        let mut said = Vec::new();
+        let ready = log.by_ref().map_while(Result::ok).any(|line| {
+            let is_ready = line.contains("Server is ready");
+            said.push(line);
+            is_ready
+        });
+        assert!(ready, "nats-server does not start: {said:?}");
+        // Read on, or it would block on a full pipe.
+        std::thread::spawn(move || log.for_each(drop));
+        self.process = Some(process);
+    }
+
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        let id = self.process.as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
+    }
+
+    /// Puts other lines in place and has the server read them.
+    pub(crate) fn reload(&mut self, configuration: &str) {
+        self.configuration = configuration.to_owned();
+        let file = self.directory.path().join("server.conf");
+        let text = format!(
+            "listen: 127.0.0.1:{}\njetstream: {{ store_dir: {:?} }}\n{configuration}\n",
+            self.port,
+            self.directory.path().join("data"),
+        );
+        std::fs::write(file, text).unwrap();
+        self.signal("-HUP");
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) async fn client(&self) -> Client {
+        async_nats::connect(self.url()).await.unwrap()
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A node: router, endpoint, links.
+pub(crate) struct Site {
+    pub(crate) router: Router,
+    pub(crate) links: Links,
+    server: Server,
+    directory: Option<TempDir>,
+}
+
+impl Site {
+    pub(crate) async fn start() -> Self {
+        Self::open(tempfile::tempdir().unwrap()).await
+    }
+
+    pub(crate) async fn open(directory: TempDir) -> Self {
+        let wire = Arc::new(NatsWire::new());
+        let path = directory.path().join("data");
+        let router = Router::open(&path, Arc::new(StdDisk), &RouterOptions::default(), wire).unwrap();
+        let api = Arc::new(Api::new(router.clone(), "site".to_owned()));
+        let server = Server::start(Arc::clone(router.interest()), Some(api), options()).await.unwrap();
+        let links = Links::new(router.clone());
+        Self { router, links, server, directory: Some(directory) }
+    }
+
+    /// Ends it in good order; the directory for the next start.
+    pub(crate) async fn stop(mut self) -> TempDir {
+        self.links.drain(PATIENCE).await;
+        self.server.drain(Duration::ZERO).await;
+        let directory = self.directory.take().unwrap();
+        let Self { router, links, server, .. } = self;
+        drop((links, server));
+        tokio::task::spawn_blocking(move || router.close()).await.unwrap().unwrap();
+        directory
+    }
+
+    pub(crate) async fn client(&self) -> Client {
+        async_nats::connect(format!("nats://{}", self.server.local_addr())).await.unwrap()
+    }
+
+    pub(crate) fn status(&self, link: &str) -> LinkStatus {
+        self.links.status().into_iter().find(|status| status.name == link).unwrap()
+    }
+
+    pub(crate) fn figures(&self, link: &str, rule: usize) -> RuleFigures {
+        self.status(link).rules[rule].figures
+    }
+
+    /// Adds a link and waits until all its rules work.
+    pub(crate) async fn link(&self, config: LinkConfig) {
+        let name = config.name.clone();
+        self.links.add(config).unwrap();
+        self.connected(&name).await;
+    }
+
+    pub(crate) async fn connected(&self, link: &str) {
+        until(&format!("link {link} is connected"), async || {
+            let status = self.status(link);
+            status.state == LinkState::Connected
+                && status.rules.iter().all(|rule| rule.state == LinkState::Connected)
+        })
+        .await;
+    }
+}
+
+pub(crate) fn link(name: &str, upstream: &Upstream) -> LinkConfig {
+    LinkConfig { name: name.to_owned(), urls: vec![upstream.url()], ..LinkConfig::default() }
+}
+
+/// A core subject, mapped or not.
+pub(crate) fn subject(subject: &str, to: Option<&str>) -> RuleConfig {
+    RuleConfig { subject: Some(subject.to_owned()), to: to.map(str::to_owned), ..RuleConfig::default() }
+}
+
+pub(crate) fn bucket(name: &str) -> RuleConfig {
+    RuleConfig { bucket: Some(name.to_owned()), ..RuleConfig::default() }
+}
+
+pub(crate) fn requests(subject: &str, direction: Direction, to: Option<&str>) -> RequestConfig {
+    RequestConfig {
+        subject: subject.to_owned(),
+        direction,
+        to: to.map(str::to_owned),
+        queue: None,
+        timeout_ms: None,
+    }
+}
