@@ -240,6 +240,7 @@ async fn a_request_there_is_answered_here() {
             let request = next(&mut service).await;
             here.publish(request.reply.unwrap(), request.payload).await.unwrap();
         }
+        settle(&here).await;
     });
     let asked = (0..200).map(|number: u32| {
         let there = there.clone();
@@ -303,9 +304,10 @@ async fn a_server_that_is_away_degrades_the_link_and_nothing_else() {
     }
 }
 
-const MAY_NOTHING: &str = "authorization { default_permissions { publish: \"_INBOX.>\", subscribe: \"_INBOX.>\" } \
-     users: [ { user: edge, password: secret } ] }";
-const MAY_ALL: &str = "authorization { users: [ { user: edge, password: secret } ] }";
+const MAY_NOTHING: &str = "authorization {\n\
+     default_permissions: { publish: \"_INBOX.>\", subscribe: \"_INBOX.>\" }\n\
+     users: [ { user: edge, password: secret } ]\n}";
+const MAY_ALL: &str = "authorization {\nusers: [ { user: edge, password: secret } ]\n}";
 
 #[tokio::test]
 async fn a_revoked_permission_is_the_cause_and_its_return_the_cure() {
@@ -325,7 +327,7 @@ async fn a_revoked_permission_is_the_cause_and_its_return_the_cure() {
         let causes: Vec<String> = (site.status("core").rules.iter())
             .filter_map(|rule| match &rule.state {
                 LinkState::Degraded { cause } => Some(cause.to_lowercase()),
-                _ => None,
+                LinkState::Connecting | LinkState::Connected | LinkState::Paused | LinkState::Stopped => None,
             })
             .collect();
         causes.len() == 2
@@ -334,9 +336,10 @@ async fn a_revoked_permission_is_the_cause_and_its_return_the_cure() {
     })
     .await;
     upstream.reload(MAY_ALL);
-    let there = async_nats::connect(url).await.unwrap();
-    let mut heard = listen(&there, "out.>").await;
     site.connected("core").await;
+    let login = async_nats::ConnectOptions::with_user_and_password("edge".into(), "secret".into());
+    let there = login.connect(upstream.url()).await.unwrap();
+    let mut heard = listen(&there, "out.>").await;
     until("it carries", async || {
         say(&here, "out.x", "yes").await;
         futures_util::FutureExt::now_or_never(heard.next()).is_some()
@@ -375,4 +378,5 @@ async fn a_link_that_drains_finishes_what_was_asked() {
         assert_eq!(next(&mut heard).await.payload, number.to_string());
     }
     assert_eq!(site.status("core").state, LinkState::Stopped);
+    drop(site.stop().await);
 }

@@ -130,7 +130,7 @@ impl Drop for Upstream {
 
 /// A node: router, endpoint, links.
 pub(crate) struct Site {
-    pub(crate) router: Router,
+    router: Router,
     pub(crate) links: Links,
     server: Server,
     directory: Option<TempDir>,
@@ -198,10 +198,6 @@ pub(crate) fn link(name: &str, upstream: &Upstream) -> LinkConfig {
 /// A core subject, mapped or not.
 pub(crate) fn subject(subject: &str, to: Option<&str>) -> RuleConfig {
     RuleConfig { subject: Some(subject.to_owned()), to: to.map(str::to_owned), ..RuleConfig::default() }
-}
-
-pub(crate) fn bucket(name: &str) -> RuleConfig {
-    RuleConfig { bucket: Some(name.to_owned()), ..RuleConfig::default() }
 }
 
 pub(crate) fn requests(subject: &str, direction: Direction, to: Option<&str>) -> RequestConfig {

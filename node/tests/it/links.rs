@@ -171,7 +171,6 @@ fn links_and_pauses_survive_a_restart() {
     run(&node, &["pause", "far"]).unwrap();
     let kept = node.data().join("links.toml");
     assert_eq!(fs::metadata(&kept).unwrap().mode() & 0o777, 0o600);
-    assert_eq!(fs::metadata(&kept).unwrap().len() > 0, true);
     let (code, folder) = node.stop();
     assert_eq!(code, Some(0));
     let node = Node::start_with(folder, &flags);
