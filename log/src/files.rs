@@ -76,6 +76,10 @@ impl Files {
         &self.disk
     }
 
+    pub(crate) fn disk_handle(&self) -> Arc<dyn Disk> {
+        Arc::clone(&self.disk)
+    }
+
     pub(crate) fn directory(&self) -> &Path {
         &self.directory
     }

@@ -52,7 +52,10 @@ pub use options::PlantedBug;
 pub use options::{LogOptions, SuspectTail};
 pub use random::SeededRandom;
 pub use replay::{Replay, ReplayCursor};
-pub use replica::{EntryFault, VOTE_BYTES_MAX, VoteError, VoteFile};
+pub use replica::{
+    CHUNK_BYTES_MAX, EntryFault, InstallError, Installation, LogFile, LogFiles, LogFilesError, ShipError,
+    Shipment, VOTE_BYTES_MAX, VoteError, VoteFile, Wanted,
+};
 pub use report::{
     LogStats, Maintained, RecoveryReport, Replayed, ReplayedRecord, RunSubject, RunSummary, Snapshot, Tail,
     TailDoubt,

@@ -5,7 +5,7 @@
 //! segment (DR7): it is written and synced first, in a frame that takes no index, and then the file goes.
 
 use crate::{
-    Damage, DiskFailed, Log, MaintainError, Maintained, SegmentId, Sequence, StreamId, WriteError,
+    Damage, DiskFailed, Index, Log, MaintainError, Maintained, SegmentId, Sequence, StreamId, WriteError,
     files::Files,
     format::{
         frame::{self, COMPACTED, FRAME_HEADER_BYTES, FrameHeader},
@@ -17,6 +17,7 @@ use crate::{
     is_out_of_space,
     read::verify,
     released::Releases,
+    replica::Pin,
     rewrite::NewFile,
     scrub::Scrub,
     segment::Sealed,
@@ -51,6 +52,8 @@ struct Survey {
     /// What [`Releases::changes`] said when this pass began.
     changes: u64,
     rolls: u64,
+    /// What was kept for others when this pass began.
+    kept: (Index, usize),
     /// The last pass went through to the end and found nothing to do.
     finished: bool,
     /// Bytes that a snapshot would let go, of this pass so far and of the last one.
@@ -165,12 +168,18 @@ impl Log {
     fn survey(&mut self, done: &mut Maintained) -> Result<(), MaintainError> {
         let changes = self.releases.changes();
         let survey = &mut self.upkeep.survey;
-        if survey.finished && survey.changes == changes {
+        let kept = self.history.kept();
+        if survey.finished && survey.changes == changes && survey.kept == kept {
             return Ok(());
         }
         if survey.finished || survey.at == SegmentId(0) {
-            *survey =
-                Survey { changes, rolls: survey.rolls, reclaimable: survey.reclaimable, ..Survey::default() };
+            *survey = Survey {
+                changes,
+                kept,
+                rolls: survey.rolls,
+                reclaimable: survey.reclaimable,
+                ..Survey::default()
+            };
         }
         let mut budget = RUNS_PER_STEP;
         let mut dead = Vec::new();
@@ -261,6 +270,15 @@ impl Log {
             frames: 0,
             records: 0,
         })
+    }
+
+    /// Gives up writing a segment anew that must stay as it is.
+    pub(crate) fn stop_compaction(&mut self, pin: &Pin) -> Result<(), DiskFailed> {
+        let pinned = |compaction: &mut Compaction| pin.contains(&compaction.source);
+        match self.upkeep.compaction.take_if(pinned) {
+            Some(compaction) => compaction.new.abandon(&self.files),
+            None => Ok(()),
+        }
     }
 
     /// Copies some more living messages; ends with the new generation in place.

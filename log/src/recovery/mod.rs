@@ -24,7 +24,7 @@ use crate::{
     log::Pending,
     maintain::Upkeep,
     released::Releases,
-    replica::History,
+    replica::{History, complete_installation},
     rewrite::NewFile,
     segment::OpenSegment,
 };
@@ -79,6 +79,8 @@ pub(crate) fn open(
 ) -> Result<Opened, OpenError> {
     options.check().map_err(OpenError::Options)?;
     let files = Files::new(disk, directory, options.read_cache_bytes);
+    // A copy of a peer's log that was verified takes the place of this one, whatever this one is.
+    complete_installation(&files)?;
     let inventory = Inventory::take(&files)?;
     let Some(newest) = inventory.segments.keys().next_back().and_then(|segment| inventory.latest(*segment))
     else {

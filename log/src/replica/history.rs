@@ -1,6 +1,6 @@
 //! How far back the entries go without a hole, and where in a sealed segment they stand.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Weak};
 
 use crate::{
     EntryId, Index, Log, SegmentId, Term,
@@ -8,6 +8,7 @@ use crate::{
         frame::{FRAME_HEADER_BYTES, FrameHeader},
         segment::{FRAMES_AT, SegmentKey},
     },
+    replica::files::{Pin, Pins},
 };
 
 /// Bytes between two marks of a sealed segment.
@@ -22,6 +23,8 @@ pub(crate) struct History {
     from: EntryId,
     /// Entries behind this one are not compacted away.
     kept_after: Index,
+    /// Files that are being read by others.
+    pins: Pins,
     /// The term of the entry before each segment.
     base_terms: BTreeMap<SegmentId, Term>,
     /// Now and then an index and the place of its frame.
@@ -33,6 +36,7 @@ impl Default for History {
         Self {
             from: EntryId::default(),
             kept_after: Index(u64::MAX),
+            pins: Pins::default(),
             base_terms: BTreeMap::new(),
             marks: BTreeMap::new(),
         }
@@ -50,8 +54,17 @@ impl History {
     }
 
     /// Whether upkeep must leave a sealed segment, which ends with this index, as it is.
-    pub(crate) fn keeps(&self, _key: SegmentKey, last_index: Index) -> bool {
-        last_index > self.kept_after
+    pub(crate) fn keeps(&self, key: SegmentKey, last_index: Index) -> bool {
+        last_index > self.kept_after || self.pins.has(key)
+    }
+
+    /// Changes whenever more may be removed than before.
+    pub(crate) fn kept(&self) -> (Index, usize) {
+        (self.kept_after, self.pins.count())
+    }
+
+    pub(crate) fn pin(&mut self, pin: Weak<Pin>) {
+        self.pins.add(pin);
     }
 
     /// Takes note of where an ordinary frame stands.

@@ -7,13 +7,19 @@
 
 mod append;
 mod entries;
+mod files;
 mod history;
+mod install;
 mod truncate;
 mod vote;
 
 use crate::{DamageReason, Index, Sequence, StreamId, Term};
 
+pub(crate) use files::Pin;
+pub use files::{CHUNK_BYTES_MAX, LogFile, LogFiles, LogFilesError, ShipError, Shipment};
 pub(crate) use history::History;
+pub(crate) use install::complete as complete_installation;
+pub use install::{InstallError, Installation, Wanted};
 pub use vote::{VOTE_BYTES_MAX, VoteError, VoteFile};
 
 /// Longest body of an entry that is taken from somebody else. Leaves room for a frame of one large message.

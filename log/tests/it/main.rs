@@ -11,6 +11,7 @@ mod life;
 mod model;
 mod recovery;
 mod replica;
+mod replica_install;
 mod replica_lives;
 mod scrub;
 mod world;

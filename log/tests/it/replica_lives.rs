@@ -16,20 +16,20 @@ const STREAMS: u32 = 3;
 
 /// The list that the log must hold.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-struct Model {
-    entries: Vec<LogEntry>,
+pub(crate) struct Model {
+    pub(crate) entries: Vec<LogEntry>,
     /// The last sequence of each stream after each entry.
-    lasts: Vec<BTreeMap<u32, u64>>,
+    pub(crate) lasts: Vec<BTreeMap<u32, u64>>,
     /// What is dead of each stream: everything up to here.
-    floors: BTreeMap<u32, u64>,
+    pub(crate) floors: BTreeMap<u32, u64>,
 }
 
 impl Model {
-    fn last(&self) -> EntryId {
+    pub(crate) fn last(&self) -> EntryId {
         self.entries.last().map_or_else(EntryId::default, |entry| entry.id)
     }
 
-    fn lasts(&self) -> BTreeMap<u32, u64> {
+    pub(crate) fn lasts(&self) -> BTreeMap<u32, u64> {
         self.lasts.last().cloned().unwrap_or_default()
     }
 
@@ -40,31 +40,31 @@ impl Model {
     }
 }
 
-struct Replica {
-    disk: SimDisk,
-    options: LogOptions,
-    log: Log,
+pub(crate) struct Replica {
+    pub(crate) disk: SimDisk,
+    pub(crate) options: LogOptions,
+    pub(crate) log: Log,
     /// Where bodies of foreign entries are gathered.
-    scratch: Log,
-    model: Model,
+    pub(crate) scratch: Log,
+    pub(crate) model: Model,
     /// What the operation under way makes of it.
-    wanted: Model,
+    pub(crate) wanted: Model,
     /// Everything up to here was decided when the newest segment began.
-    decided: Index,
-    term: u64,
-    time: u64,
+    pub(crate) decided: Index,
+    pub(crate) term: u64,
+    pub(crate) time: u64,
 }
 
 /// The log failed as it may.
 #[derive(Debug)]
-struct Stopped;
+pub(crate) struct Stopped;
 
 fn stopped<E: std::fmt::Debug>(_error: E) -> Stopped {
     Stopped
 }
 
 impl Replica {
-    fn new(disk: &SimDisk, options: &LogOptions) -> Result<Self, Stopped> {
+    pub(crate) fn new(disk: &SimDisk, options: &LogOptions) -> Result<Self, Stopped> {
         let log = open(disk, options.clone()).map_err(stopped)?.log;
         let scratch = open(&new_disk(), LogOptions::for_simulation()).unwrap().log;
         Ok(Self {
@@ -111,7 +111,7 @@ impl Replica {
         self.model = self.wanted.clone();
     }
 
-    fn append(&mut self, random: &mut SeededRandom) -> Result<(), Stopped> {
+    pub(crate) fn append(&mut self, random: &mut SeededRandom) -> Result<(), Stopped> {
         let (entry, lasts) = self.foreign(random);
         self.wanted.entries.push(entry.clone());
         self.wanted.lasts.push(lasts);
@@ -155,7 +155,7 @@ impl Replica {
         Ok(())
     }
 
-    fn roll(&mut self) -> Result<(), Stopped> {
+    pub(crate) fn roll(&mut self) -> Result<(), Stopped> {
         match self.log.roll(&mut [b"state".to_vec()].into_iter()) {
             Ok(()) => self.decided = self.model.last().index,
             Err(RollError::Full) => {}
@@ -165,7 +165,7 @@ impl Replica {
     }
 
     /// Only what was decided dies.
-    fn release(&mut self, random: &mut SeededRandom) {
+    pub(crate) fn release(&mut self, random: &mut SeededRandom) {
         if self.decided == Index(0) {
             return;
         }
@@ -179,13 +179,13 @@ impl Replica {
         self.tell_floors();
     }
 
-    fn tell_floors(&mut self) {
+    pub(crate) fn tell_floors(&mut self) {
         for (stream, floor) in &self.model.floors {
             self.log.release(StreamId(*stream), Sequence(1)..=Sequence(*floor));
         }
     }
 
-    fn live(&mut self, random: &mut SeededRandom, steps: usize) -> Result<(), Stopped> {
+    pub(crate) fn live(&mut self, random: &mut SeededRandom, steps: usize) -> Result<(), Stopped> {
         for _ in 0..steps {
             match random.below(16) {
                 0..=6 => self.append(random)?,
@@ -218,7 +218,7 @@ impl Replica {
     }
 
     /// The log holds the model's entries, as far back as it says, and its messages.
-    fn check(&mut self) {
+    pub(crate) fn check(&mut self) {
         let last = self.model.last();
         assert_eq!(self.log.last_id(), last);
         let from = self.log.history_from();
@@ -251,7 +251,7 @@ impl Replica {
         }
     }
 
-    fn reopen(&mut self) {
+    pub(crate) fn reopen(&mut self) {
         let opened = open(&self.disk, self.options.clone()).unwrap();
         assert!(opened.report.missing.is_empty(), "{:?}", opened.report);
         assert!(opened.report.damaged.is_empty(), "{:?}", opened.report);
