@@ -42,6 +42,8 @@ pub(crate) enum ConnectError {
 pub(crate) struct Session {
     pub(crate) client: async_nats::Client,
     pub(crate) jetstream: async_nats::jetstream::Context,
+    /// Of its requests.
+    pub(crate) api_prefix: Arc<str>,
     lost: watch::Receiver<bool>,
     told: Arc<Told>,
 }
@@ -222,7 +224,12 @@ async fn connect_to(config: &LinkConfig, address: &Address) -> Result<Session, C
         (None, Some(domain)) => async_nats::jetstream::with_domain(client.clone(), domain),
         (None, None) => async_nats::jetstream::new(client.clone()),
     };
-    Ok(Session { client, jetstream, lost, told })
+    let api_prefix = match (&config.api_prefix, &config.domain) {
+        (Some(prefix), _) => prefix.as_str().into(),
+        (None, Some(domain)) => format!("$JS.{domain}.API").into(),
+        (None, None) => "$JS.API".into(),
+    };
+    Ok(Session { client, jetstream, api_prefix, lost, told })
 }
 
 /// Credentials as they are this time.

@@ -1,12 +1,18 @@
 //! What is here and what is there: both sides of every rule that stores something, looked at by a connection
 //! of its own, so that a link that is paused or stuck can be compared too.
 
+use std::time::Duration;
+
 use beamlog_router::Router;
 use beamlog_router::api::request::{Request, Response};
 use serde::Serialize;
 
 use super::connection::{self, Session};
+use super::kv;
 use super::rules::{CheckedLink, Rule};
+
+/// How long one rule is compared.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Both sides of one rule.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
@@ -45,6 +51,15 @@ pub(super) async fn compare(router: &Router, link: &CheckedLink) -> Vec<RuleDiff
                 (Err(problem), _) => diff.problem = Some(problem),
             },
             Err(error) => diff.problem = Some(error.to_string()),
+        }
+        if let (Ok((session, _)), Rule::ImportBucket(bucket) | Rule::ExportBucket(bucket)) = (&session, rule)
+        {
+            let inward = rule.is_inward();
+            match tokio::time::timeout(PATIENCE, kv::missing(router, session, bucket, inward)).await {
+                Ok(Ok((missing, examples))) => (diff.missing, diff.examples) = (Some(missing), examples),
+                Ok(Err(problem)) => diff.problem = Some(problem),
+                Err(_) => diff.problem = Some("comparing takes too long".to_owned()),
+            }
         }
         diffs.push(diff);
     }

@@ -122,7 +122,7 @@ pub enum StartFrom {
 pub enum BucketConflict {
     #[default]
     LastWriter,
-    /// The importing or exporting side, whichever the rule names as owner.
+    /// What was written here wins, whenever that was.
     Here,
     There,
 }
@@ -291,6 +291,13 @@ pub struct RuleError {
 }
 
 impl LinkConfig {
+    /// Whether the bucket of a rule comes back by one of the others.
+    fn is_pair(&self, rule: &RuleConfig, others: &[RuleConfig]) -> bool {
+        let target = |rule: &RuleConfig| rule.target.clone().or_else(|| rule.bucket.clone());
+        rule.bucket.is_some()
+            && others.iter().any(|other| other.bucket == target(rule) && rule.bucket == target(other))
+    }
+
     /// Checks everything that can be told from the text alone.
     ///
     /// # Errors
@@ -329,13 +336,13 @@ impl LinkConfig {
         }
         let mut rules = Vec::new();
         for (at, rule) in self.import.iter().enumerate() {
-            match rule.checked(true) {
+            match rule.checked(true, self.is_pair(rule, &self.export)) {
                 Ok(rule) => rules.push(rule),
                 Err(problem) => refuse(format!("import[{at}]"), problem),
             }
         }
         for (at, rule) in self.export.iter().enumerate() {
-            match rule.checked(false) {
+            match rule.checked(false, self.is_pair(rule, &self.import)) {
                 Ok(rule) => rules.push(rule),
                 Err(problem) => refuse(format!("export[{at}]"), problem),
             }
@@ -361,7 +368,8 @@ fn mapping(source: &str, to: Option<&str>) -> Option<SubjectMapping> {
 }
 
 impl RuleConfig {
-    fn checked(&self, import: bool) -> Result<Rule, String> {
+    /// `is_pair`: the same bucket goes the other way too.
+    fn checked(&self, import: bool, is_pair: bool) -> Result<Rule, String> {
         match (&self.stream, &self.subject, &self.bucket) {
             (Some(stream), None, None) => {
                 let mapping = mapping(self.filter.as_deref().unwrap_or(">"), self.to.as_deref());
@@ -387,7 +395,11 @@ impl RuleConfig {
                 let rule = BucketRule {
                     bucket: bucket.clone(),
                     target: self.target.clone().unwrap_or_else(|| bucket.clone()),
-                    conflict: self.conflict.unwrap_or_default(),
+                    conflict: self.conflict.unwrap_or(match (is_pair, import) {
+                        (true, _) => BucketConflict::LastWriter,
+                        (false, true) => BucketConflict::There,
+                        (false, false) => BucketConflict::Here,
+                    }),
                 };
                 Ok(if import { Rule::ImportBucket(rule) } else { Rule::ExportBucket(rule) })
             }

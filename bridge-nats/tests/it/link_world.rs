@@ -182,12 +182,17 @@ impl Site {
     }
 
     pub(crate) async fn connected(&self, link: &str) {
-        until(&format!("link {link} is connected"), async || {
+        let begun = Instant::now();
+        loop {
             let status = self.status(link);
-            status.state == LinkState::Connected
-                && status.rules.iter().all(|rule| rule.state == LinkState::Connected)
-        })
-        .await;
+            let is_connected = status.state == LinkState::Connected
+                && status.rules.iter().all(|rule| rule.state == LinkState::Connected);
+            if is_connected {
+                return;
+            }
+            assert!(begun.elapsed() < PATIENCE, "not connected: {status:#?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 }
 

@@ -11,6 +11,7 @@ mod jetstream_python;
 mod jetstream_servers;
 mod limits;
 mod link_core;
+mod link_kv;
 mod link_world;
 mod node;
 mod raw;
