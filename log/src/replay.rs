@@ -24,12 +24,12 @@ pub struct ReplayCursor {
 
 /// The frame whose records are being given out.
 #[derive(Debug)]
-struct Current {
-    index: Index,
-    term: Term,
-    timestamp: Timestamp,
-    body: Bytes,
-    at: usize,
+pub(crate) struct Current {
+    pub(crate) index: Index,
+    pub(crate) term: Term,
+    pub(crate) timestamp: Timestamp,
+    pub(crate) body: Bytes,
+    pub(crate) at: usize,
 }
 
 /// Records in their order, after some index.
@@ -150,7 +150,7 @@ impl Log {
 }
 
 impl Current {
-    fn next(&mut self) -> Result<Option<Replayed>, DamageReason> {
+    pub(crate) fn next(&mut self) -> Result<Option<Replayed>, DamageReason> {
         loop {
             let rest = self.body.slice(self.at..);
             let Some(record) = Records::new(&rest).next().transpose()? else { return Ok(None) };

@@ -198,7 +198,7 @@ impl Node {
             match self.router.health() {
                 Health::LogFailed { reason } => return reason,
                 Health::Closed => return "the router was closed".to_owned(),
-                Health::Serving | Health::InsufficientStorage => {}
+                Health::Serving | Health::InsufficientStorage | Health::Damaged { .. } => {}
             }
             tokio::time::sleep(HEALTH_INTERVAL).await;
         }

@@ -9,7 +9,6 @@ pub mod embed;
 mod engine;
 pub mod headers;
 pub mod interest;
-#[expect(dead_code, reason = "the driver has no roles yet")]
 pub mod replica;
 mod router;
 mod stats;
@@ -23,8 +22,10 @@ pub use beamlog_log::{
     Damage, DamageReason, Disk, LogOptions, Message, RecoveryReport, SegmentId, Sequence, StdDisk, StreamId,
     Timestamp,
 };
+pub use driver::clock::Clocks;
 pub use driver::command::{Acknowledgement, FlowControlReply, Full, PublishBatch, Pull, StreamPublish};
 pub use driver::open::OpenError;
+pub use driver::stepper::{Stepped, Stepper};
 pub use router::{
     AnswerTicket, PublishError, PublishTicket, ReadyTicket, Router, RouterOptions, TicketFuture,
 };

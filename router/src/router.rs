@@ -14,12 +14,15 @@ use bytes::Bytes;
 
 use crate::api::error::{ApiError, PublishRefusal};
 use crate::api::request::{AckKind, AckTarget, Answer, PublishOutcome, PullRequest, Request};
+use crate::driver::clock::Clocks;
 use crate::driver::command::{
     Acknowledgement, Command, FlowControlReply, Full, PublishBatch, PublishReply, Pull, StreamPublish, Then,
 };
-use crate::driver::open::{self, OpenError, Running};
+use crate::driver::open::{self, OpenError, Opened, Surroundings};
 use crate::driver::queue::{Queue, QueueLimits};
+use crate::driver::stepper::Stepper;
 use crate::interest::{Envelope, Interest, RouteCache};
+use crate::replica::{Replica, Replicator};
 use crate::stats::{Health, RouterStats};
 use crate::subject::{InvalidSubject, check_subject};
 use crate::wire::Wire;
@@ -148,9 +151,61 @@ impl Router {
         options: &RouterOptions,
         wire: Arc<dyn Wire>,
     ) -> Result<Self, OpenError> {
-        let Running { shared, interest, thread, recovery, node } = open::open(path, disk, options, wire)?;
-        let alive = Alive { shared: Arc::clone(&shared), thread: Mutex::new(Some(thread)) };
-        Ok(Self { shared, alive: Arc::new(alive), interest, recovery: Arc::new(recovery), node })
+        let surroundings = Surroundings::of_this_machine(wire, None)?;
+        let (router, thread) = Self::of(open::start(path, disk, options, surroundings)?);
+        Ok(router.with(thread))
+    }
+
+    /// Opens a member of a cluster, or what becomes one: as [`Router::open`], but the driver follows until
+    /// `replicator` makes it lead by way of the [`Replica`]. A store that stood alone is taken as it is; from
+    /// then on it is a member's.
+    ///
+    /// # Errors
+    /// As [`Router::open`]; and when the node cannot know what it voted.
+    pub fn open_replicated(
+        path: &Path,
+        disk: Arc<dyn Disk>,
+        options: &RouterOptions,
+        wire: Arc<dyn Wire>,
+        replicator: Arc<dyn Replicator>,
+    ) -> Result<(Self, Replica), OpenError> {
+        let surroundings = Surroundings::of_this_machine(wire, Some(replicator))?;
+        let opened = open::start(path, disk, options, surroundings)?;
+        let replica = Replica::new(Arc::clone(&opened.shared), Arc::clone(&opened.vote));
+        let (router, thread) = Self::of(opened);
+        Ok((router.with(thread), replica))
+    }
+
+    /// As [`Router::open_replicated`], for a simulator: there is no thread, the driver does a step when the
+    /// [`Stepper`] is told to. Time is what `clocks` say, and a new store belongs to `node`: nothing is drawn.
+    ///
+    /// # Errors
+    /// As [`Router::open_replicated`].
+    pub fn open_stepped(
+        path: &Path,
+        disk: Arc<dyn Disk>,
+        options: &RouterOptions,
+        wire: Arc<dyn Wire>,
+        replicator: Arc<dyn Replicator>,
+        clocks: Box<dyn Clocks>,
+        node: NodeId,
+    ) -> Result<(Self, Replica, Stepper), OpenError> {
+        let surroundings = Surroundings { wire, clocks, node, replicator: Some(replicator) };
+        let opened = open::open(path, disk, options, surroundings)?;
+        let replica = Replica::new(Arc::clone(&opened.shared), Arc::clone(&opened.vote));
+        let (router, driver) = Self::of(opened);
+        Ok((router, replica, Stepper::new(driver)))
+    }
+
+    fn of<D>(opened: Opened<D>) -> (Self, D) {
+        let Opened { shared, interest, driver, recovery, node, vote: _ } = opened;
+        let alive = Arc::new(Alive { shared: Arc::clone(&shared), thread: Mutex::default() });
+        (Self { shared, alive, interest, recovery: Arc::new(recovery), node }, driver)
+    }
+
+    fn with(self, thread: open::Thread) -> Self {
+        *self.alive.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        self
     }
 
     /// Who wants which subject: where sessions subscribe and what unstored messages are routed by.

@@ -2,6 +2,8 @@
 
 use beamlog_log::Index;
 
+use crate::replica::Role;
+
 /// Counters since the start, and the sizes of now.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct RouterStats {
@@ -21,6 +23,11 @@ pub struct RouterStats {
     pub commits: u64,
     /// Nanoseconds spent in syncs.
     pub sync_nanos: u64,
+    /// Nanoseconds in which a frame was on its way from its proposal to its commit.
+    pub quorum_nanos: u64,
+    pub role: Role,
+    /// The last entry that the state has.
+    pub applied_index: Index,
     pub streams: u64,
     pub consumers: u64,
     pub messages: u64,
@@ -49,6 +56,8 @@ pub enum Health {
     InsufficientStorage,
     /// A write or sync failed: nothing more is stored by this process (DR2). What was durable is served.
     LogFailed { reason: String },
+    /// Something of this node's copy cannot be read: others of the cluster must serve, and repair it (DR15).
+    Damaged { reason: String },
     /// Closed by its owner.
     Closed,
 }

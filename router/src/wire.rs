@@ -46,6 +46,8 @@ pub enum DeliveryStatus {
     ConsumerIsPushBased,
     /// 409
     ServerShutdown,
+    /// 409: another node leads now; ask again.
+    LeadershipChange,
     /// 409
     MaxWaitingExceeded,
     /// 409

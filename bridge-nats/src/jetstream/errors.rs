@@ -86,6 +86,7 @@ impl From<&PublishRefusal> for ErrorBody {
             | PublishRefusal::MaxBytes
             | PublishRefusal::MaxMessagesPerSubject
             | PublishRefusal::LogFailed => (503, 10077),
+            PublishRefusal::NotLeader => (503, 10008),
             PublishRefusal::Sealed => (400, 10109),
             PublishRefusal::RollupNotPermitted => (500, 10111),
             PublishRefusal::RollupInvalid { value } => {
@@ -138,6 +139,7 @@ impl From<&ApiError> for ErrorBody {
             ApiError::InvalidJson(_) => (400, 10025),
             ApiError::InsufficientStorage => (500, 10047),
             ApiError::LogFailed => (503, 10023),
+            ApiError::NotLeader => (503, 10008),
             ApiError::TooManyRequests => (429, 10167),
             ApiError::Unreadable(_) => (500, UNREADABLE),
         };
@@ -228,6 +230,7 @@ mod tests {
             PublishRefusal::MessageIdReused { stored: Sequence(0) },
             PublishRefusal::InsufficientStorage,
             PublishRefusal::LogFailed,
+            PublishRefusal::NotLeader,
             PublishRefusal::TooManyRequests,
             PublishRefusal::TooManyOrigins,
             PublishRefusal::StreamNotFound,
@@ -256,6 +259,7 @@ mod tests {
             ApiError::ConsumerCreateFailed(text()),
             ApiError::InvalidJson(text()),
             ApiError::LogFailed,
+            ApiError::NotLeader,
         ];
         let consumer = [
             ConsumerConfigError::DeliverToWildcards,

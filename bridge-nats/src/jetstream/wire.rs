@@ -169,6 +169,7 @@ impl Wire for NatsWire {
             DeliveryStatus::ConsumerDeleted => Builder::status(409, "Consumer Deleted"),
             DeliveryStatus::ConsumerIsPushBased => Builder::status(409, "Consumer is push based"),
             DeliveryStatus::ServerShutdown => Builder::status(409, "Server Shutdown"),
+            DeliveryStatus::LeadershipChange => Builder::status(409, "Leadership Change"),
             DeliveryStatus::MaxWaitingExceeded => Builder::status(409, "Exceeded MaxWaiting"),
             DeliveryStatus::MaxRequestBatchExceeded { max } => {
                 Builder::status(409, &format!("Exceeded MaxRequestBatch of {max}"))
@@ -384,6 +385,7 @@ mod tests {
                 "NATS/1.0 503\r\nNats-Subject: $JS.API.CONSUMER.MSG.NEXT.S.c\r\n\r\n",
             ),
             (DeliveryStatus::ConsumerDeleted, "NATS/1.0 409 Consumer Deleted\r\n\r\n"),
+            (DeliveryStatus::LeadershipChange, "NATS/1.0 409 Leadership Change\r\n\r\n"),
             (DeliveryStatus::ConsumerIsPushBased, "NATS/1.0 409 Consumer is push based\r\n\r\n"),
             (
                 DeliveryStatus::MaxRequestExpiresExceeded { max_nanos: 1_000_000_000 },

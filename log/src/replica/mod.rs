@@ -10,6 +10,7 @@ mod entries;
 mod files;
 mod history;
 mod install;
+mod state;
 mod truncate;
 mod vote;
 

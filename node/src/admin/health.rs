@@ -23,7 +23,7 @@ pub(super) async fn healthz(
     let with_details = query.boolean("details")?;
     let health = monitor.router.health();
     let failure = match &health {
-        Health::Serving | Health::InsufficientStorage => None,
+        Health::Serving | Health::InsufficientStorage | Health::Damaged { .. } => None,
         Health::LogFailed { reason } => Some(format!("the log has failed: {reason}")),
         Health::Closed => Some("the router is closed".to_owned()),
     };
@@ -48,7 +48,9 @@ pub(super) async fn readyz(State(monitor): State<Arc<Monitor>>) -> Response {
     let reason = match monitor.router.health() {
         Health::LogFailed { .. } => Some("the log has failed"),
         Health::Closed => Some("the router is closed"),
-        Health::Serving | Health::InsufficientStorage => monitor.is_draining().then_some("draining"),
+        Health::Serving | Health::InsufficientStorage | Health::Damaged { .. } => {
+            monitor.is_draining().then_some("draining")
+        }
     };
     match reason {
         None => Json(json!({ "status": "ok" })).into_response(),
@@ -64,6 +66,9 @@ fn degraded(monitor: &Monitor, health: &Health) -> Vec<String> {
     let mut reasons = Vec::new();
     if *health == Health::InsufficientStorage {
         reasons.push("the disk is full: publishes to streams are refused until there is space".to_owned());
+    }
+    if let Health::Damaged { reason } = health {
+        reasons.push(format!("this node's copy of the log is damaged and wants repair: {reason}"));
     }
     let recovery = monitor.router.recovery();
     if !recovery.missing.is_empty() {
@@ -100,6 +105,7 @@ fn details(monitor: &Monitor, health: &Health) -> Value {
             Health::Serving => "serving",
             Health::InsufficientStorage => "insufficient_storage",
             Health::LogFailed { .. } => "failed",
+            Health::Damaged { .. } => "damaged",
             Health::Closed => "closed",
         },
         "draining": monitor.is_draining(),

@@ -50,6 +50,9 @@ pub enum PublishRefusal {
     InsufficientStorage, // 10047
     #[error("the log has failed and takes no more writes")]
     LogFailed, // 10077
+    /// Another node leads, or none. Whether it is stored after all is not known here.
+    #[error("JetStream system temporarily unavailable")]
+    NotLeader, // 10008
     #[error("too many requests")]
     TooManyRequests, // 10167
     /// A stream takes messages from a bounded number of streams elsewhere.
@@ -119,6 +122,9 @@ pub enum ApiError {
     InsufficientStorage, // 10047
     #[error("the log has failed and takes no more writes")]
     LogFailed, // 10023
+    /// Another node leads, or none. What the request asked for may happen after all.
+    #[error("JetStream system temporarily unavailable")]
+    NotLeader, // 10008
     #[error("too many requests")]
     TooManyRequests, // 10167
     /// DR14: never 404.

@@ -462,10 +462,9 @@ impl Consumer {
             || self.state.exhausted.contains(sequence.0)
     }
 
-    /// The consumer is going away (deleted, or the server stops): tells those who wait.
-    pub fn close(&mut self, shutdown: bool, out: &mut Vec<ConsumerOutput>) {
-        let why = if shutdown { DeliveryStatus::ServerShutdown } else { DeliveryStatus::ConsumerDeleted };
-        self.waiting.close(&why, out);
+    /// The consumer is going away: tells those who wait why.
+    pub fn close(&mut self, why: &DeliveryStatus, out: &mut Vec<ConsumerOutput>) {
+        self.waiting.close(why, out);
     }
 
     pub(super) fn tracks_acks(&self) -> bool {

@@ -14,7 +14,8 @@ const BELIEVED_MAX_NANOS: u64 = 60_000_000_000;
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 /// Where the two clocks of a machine stand; what a test moves by hand.
-pub(crate) trait Clocks: Send {
+pub trait Clocks: Send {
+    /// Never goes back.
     fn monotonic(&self) -> Instant;
     /// Nanoseconds since the epoch.
     fn wall(&self) -> u64;
@@ -84,6 +85,17 @@ impl Clock {
         } else {
             // Behind: run at half speed until it has caught up, so that time neither stands nor goes back.
             now - (now - wall).min(elapsed / 2)
+        }
+    }
+
+    /// Goes on from `time` if it is later than now: somebody else's clock said so, and what was decided by it is
+    /// in the log (DR17).
+    pub(crate) fn raise(&mut self, time: Timestamp) {
+        let now = self.now();
+        if time > now {
+            self.anchor = time.0;
+            self.anchor_instant = self.clocks.monotonic();
+            self.last = time.0;
         }
     }
 

@@ -92,13 +92,7 @@ impl PublishBatch {
     /// Takes it apart into publishes that share one buffer.
     pub fn into_publishes(self) -> impl Iterator<Item = StreamPublish> {
         let (bytes, rows) = self.into_rows();
-        rows.into_iter().map(move |row| StreamPublish {
-            stream: row.stream,
-            subject: bytes.slice(row.begin..row.subject),
-            reply: row.reply(&bytes),
-            headers: bytes.slice(row.reply..row.headers),
-            payload: bytes.slice(row.headers..row.payload),
-        })
+        rows.into_iter().map(move |row| row.publish(&bytes))
     }
 
     /// The buffer, and where in it what is.
@@ -115,6 +109,17 @@ impl PublishRow {
             subject: &bytes[self.begin..self.subject],
             headers: &bytes[self.reply..self.headers],
             payload: &bytes[self.headers..self.payload],
+        }
+    }
+
+    /// The publish for itself, sharing the buffer.
+    pub(crate) fn publish(&self, bytes: &Bytes) -> StreamPublish {
+        StreamPublish {
+            stream: self.stream,
+            subject: bytes.slice(self.begin..self.subject),
+            reply: self.reply(bytes),
+            headers: bytes.slice(self.reply..self.headers),
+            payload: bytes.slice(self.headers..self.payload),
         }
     }
 
@@ -185,6 +190,12 @@ pub(crate) enum Command {
 }
 
 impl Command {
+    /// A publish whose ack goes to its reply subject.
+    pub(crate) fn of_wire(publish: StreamPublish) -> Self {
+        let reply = PublishReply::Wire(publish.reply.clone());
+        Self::Publish { publish, reply }
+    }
+
     /// What it holds of the queue's bytes.
     pub(crate) fn bytes(&self) -> usize {
         let outside = match self {

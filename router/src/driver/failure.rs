@@ -12,14 +12,40 @@ use crate::api::request::{Answer, PublishOutcome, Request, Response};
 use crate::driver::Driver;
 use crate::driver::command::{Command, PublishReply};
 use crate::driver::release::Held;
+use crate::driver::replica::Replicated;
 use crate::engine::{Input, Output};
 use crate::stats::Health;
+use crate::stream::ConsumerNames;
+use crate::wire::DeliveryStatus;
 
 /// Why the log stopped, and what is known not to be durable.
 #[derive(Debug)]
 pub(super) struct Failure {
     /// The first sequence of each stream whose durability is unknown.
     doubtful: BTreeMap<StreamId, Sequence>,
+}
+
+/// Why somebody's wait ends without what it was for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum GiveUp {
+    LogFailed,
+    NotLeader,
+}
+
+impl GiveUp {
+    pub(super) fn api_error(self) -> ApiError {
+        match self {
+            Self::LogFailed => ApiError::LogFailed,
+            Self::NotLeader => ApiError::NotLeader,
+        }
+    }
+
+    fn refusal(self) -> PublishRefusal {
+        match self {
+            Self::LogFailed => PublishRefusal::LogFailed,
+            Self::NotLeader => PublishRefusal::NotLeader,
+        }
+    }
 }
 
 impl Driver {
@@ -36,7 +62,11 @@ impl Driver {
         }
         self.failure = Some(Failure { doubtful });
         for one in held {
-            self.give_up(one);
+            self.give_up(one, GiveUp::LogFailed);
+        }
+        if self.replica.as_deref().is_some_and(Replicated::leads) {
+            self.withdraw(GiveUp::LogFailed, Input::StepDown);
+            self.tell_role();
         }
         for (_, then) in std::mem::take(&mut self.asked) {
             then(Err(ApiError::LogFailed));
@@ -45,16 +75,21 @@ impl Driver {
     }
 
     /// Tells whoever waits for a held output that it will not come.
-    fn give_up(&mut self, held: Held) {
+    pub(super) fn give_up(&mut self, held: Held, why: GiveUp) {
         match held {
             Held::PublishAck { reply, stream, .. } => {
-                self.ack_publish(&reply, stream, Err(PublishRefusal::LogFailed));
+                self.ack_publish(&reply, stream, Err(why.refusal()));
             }
             Held::Outcome { ticket, outcome: PublishOutcome { stream, .. } } => {
                 // Who dropped its ticket does not want the outcome.
-                drop(ticket.send(PublishOutcome { stream, result: Err(PublishRefusal::LogFailed) }));
+                drop(ticket.send(PublishOutcome { stream, result: Err(why.refusal()) }));
             }
-            Held::Answer { then, .. } => then(Err(ApiError::LogFailed)),
+            Held::Answer { then, .. } => then(Err(why.api_error())),
+            // Who waits for the word on its ack must not take silence for it.
+            Held::AckReply { to } if why == GiveUp::NotLeader => {
+                let names = ConsumerNames { stream: String::new(), consumer: String::new() };
+                self.tell_status(&names, &to, None, &DeliveryStatus::NobodyToAck);
+            }
             Held::Deliver { .. }
             | Held::Status { .. }
             | Held::AckReply { .. }
@@ -78,11 +113,11 @@ impl Driver {
 
     pub(super) fn refuse(&mut self, command: Command) {
         match command {
-            Command::Publish { publish, reply } => self.refuse_publish(publish.stream, reply),
+            Command::Publish { publish, reply } => self.refuse_publish(publish.stream, reply, GiveUp::LogFailed),
             Command::PublishAll(batch) => {
                 let (bytes, rows) = batch.into_rows();
                 for row in rows {
-                    self.refuse_publish(row.stream, PublishReply::Wire(row.reply(&bytes)));
+                    self.refuse_publish(row.stream, PublishReply::Wire(row.reply(&bytes)), GiveUp::LogFailed);
                 }
             }
             Command::Request { request, then } => {
@@ -93,17 +128,21 @@ impl Driver {
         }
     }
 
-    pub(super) fn refuse_publish(&mut self, stream: StreamId, reply: PublishReply) {
+    pub(super) fn refuse_publish(&mut self, stream: StreamId, reply: PublishReply, why: GiveUp) {
         self.refused_full += 1;
-        self.hold_outcome(reply, stream, Err(PublishRefusal::LogFailed), true);
+        self.hold_outcome(reply, stream, Err(why.refusal()), true);
         if let Some(held) = self.held.pop() {
-            self.give_up(held);
+            self.give_up(held, why);
         }
     }
 
     /// The engine's state may be ahead of the log: a message is served when it was durable before the
     /// failure. What is not found may only have been removed by what failed, and is no answer.
     fn read_durable(&mut self, request: Request) -> Answer {
+        if self.replica.is_some() {
+            // What was durable here may not have been committed; others know.
+            return Err(ApiError::LogFailed);
+        }
         let stream = match &request {
             Request::GetMessage { stream, .. } | Request::DirectGet { stream, .. } => stream.clone(),
             Request::AccountInfo

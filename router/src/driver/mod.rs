@@ -13,6 +13,8 @@ mod idle;
 pub(crate) mod open;
 pub(crate) mod queue;
 mod release;
+mod replica;
+pub(crate) mod stepper;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
@@ -26,12 +28,15 @@ use crate::api::request::{PublishOutcome, Published, Request};
 use crate::driver::checkpoint::Checkpoints;
 use crate::driver::clock::Clock;
 use crate::driver::command::{Command, PublishBatch, PublishRef, PublishReply, Then};
-use crate::driver::failure::Failure;
+use crate::driver::failure::{Failure, GiveUp};
 use crate::driver::idle::Idle;
 use crate::driver::queue::Taken;
 use crate::driver::release::Held;
-use crate::engine::{Engine, Input, Output, Turn};
+use crate::driver::replica::Replicated;
+pub(crate) use crate::driver::replica::ReplicatedParts;
+use crate::engine::{Engine, Input, Output, Recovering, Turn};
 use crate::interest::{Interest, RouteCache};
+use crate::replica::Role;
 use crate::router::Shared;
 use crate::stats::{Health, RouterStats};
 use crate::wire::Wire;
@@ -82,10 +87,13 @@ pub(crate) struct Driver {
     full: bool,
     commits: u64,
     sync_nanos: u64,
+    quorum_nanos: u64,
     refused_full: u64,
     body: Vec<u8>,
     subject: Vec<u8>,
     outcome: PublishOutcome,
+    /// What there is beside in a shard that is replicated; a driver that stands alone has none.
+    replica: Option<Box<Replicated>>,
     /// Held to the end: its lock says that the directory is in use.
     directory: DataDirectory,
 }
@@ -101,6 +109,7 @@ pub(crate) struct Parts {
     pub(crate) interest: Arc<Interest>,
     pub(crate) wire: Arc<dyn Wire>,
     pub(crate) limits: BatchLimits,
+    pub(crate) replica: Option<ReplicatedParts>,
     pub(crate) directory: DataDirectory,
 }
 
@@ -118,8 +127,19 @@ impl Drop for AbortOnPanic {
 
 impl Driver {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { shared, engine, log, checkpoints, idle, clock, interest, wire, limits, directory } =
-            parts;
+        let Parts {
+            shared,
+            engine,
+            log,
+            checkpoints,
+            idle,
+            clock,
+            interest,
+            wire,
+            limits,
+            replica,
+            directory,
+        } = parts;
         let now = clock.instant();
         Self {
             shared,
@@ -145,10 +165,12 @@ impl Driver {
             full: false,
             commits: 0,
             sync_nanos: 0,
+            quorum_nanos: 0,
             refused_full: 0,
             body: Vec::new(),
             subject: Vec::new(),
             outcome: PublishOutcome { stream: String::new(), result: Err(PublishRefusal::StreamNotFound) },
+            replica: replica.map(|parts| Box::new(Replicated::new(parts))),
             directory,
         }
     }
@@ -156,26 +178,60 @@ impl Driver {
     /// The thread's life: until every handle is gone or one of them closes.
     pub(crate) fn run(mut self) -> Result<(), CloseError> {
         let _abort = AbortOnPanic;
-        self.count();
         loop {
             let timeout = self.timeout();
-            let mut commands = std::mem::take(&mut self.commands);
-            let taken =
-                self.shared.queue.take(&mut commands, self.limits.commands, self.limits.bytes, timeout);
-            self.commands = commands;
-            if taken == Taken::Closed {
+            if self.step(timeout) == Taken::Closed {
                 return self.close();
             }
-            self.turn();
-            if self.commands.is_empty() && taken == Taken::TimedOut {
-                self.idle();
-            }
-            self.upkeep();
         }
+    }
+
+    /// Waits up to `timeout` for something to do, and does it.
+    fn step(&mut self, timeout: Option<Duration>) -> Taken {
+        let mut commands = std::mem::take(&mut self.commands);
+        let taken = match self.replica.as_deref_mut() {
+            None => self.shared.queue.take(&mut commands, self.limits.commands, self.limits.bytes, timeout),
+            Some(replica) => {
+                // While a frame is under way clients' commands gather for the next one.
+                let clients = (!replica.in_flight()).then_some((
+                    &mut commands,
+                    self.limits.commands,
+                    self.limits.bytes,
+                ));
+                self.shared.queue.take_replicated(&mut replica.lane, clients, timeout)
+            }
+        };
+        self.commands = commands;
+        if taken == Taken::Closed {
+            return taken;
+        }
+        if self.replica.is_some() {
+            self.obey();
+        }
+        match self.replica.as_deref().map(|replica| (replica.leads(), replica.in_flight())) {
+            None | Some((true, false)) => self.turn(),
+            Some((true, true)) => {}
+            Some((false, _)) if self.failure.is_some() => self.refuse_all(),
+            Some((false, _)) => self.refuse_not_leader(),
+        }
+        if self.commands.is_empty() && taken == Taken::TimedOut {
+            self.idle();
+        }
+        self.upkeep();
+        taken
+    }
+
+    fn in_flight(&self) -> bool {
+        self.replica.as_deref().is_some_and(Replicated::in_flight)
     }
 
     /// How long the driver may sleep.
     fn timeout(&mut self) -> Option<Duration> {
+        let stale = self.is_stale().then_some(STATS_EVERY);
+        if self.in_flight() {
+            // Only replication ends this.
+            return stale;
+        }
         if !self.commands.is_empty() || self.engine_has_work() || self.maintain_more {
             return Some(Duration::ZERO);
         }
@@ -187,8 +243,8 @@ impl Driver {
         });
         let full = self.full.then_some(MAINTAIN_EVERY);
         let checkpoint = self.checkpoints.due_in(self.clock.instant(), self.log.last_index());
-        let stale = self.is_stale().then_some(STATS_EVERY);
-        engine.chain(full).chain(checkpoint).chain(stale).chain(self.idle_due_in()).min()
+        let rest = [full, checkpoint, stale, self.idle_due_in(), self.replica_due_in()];
+        engine.chain(rest.into_iter().flatten()).min()
     }
 
     fn engine_has_work(&self) -> bool {
@@ -205,15 +261,27 @@ impl Driver {
             self.input(Input::Interest { subject, group, present });
         }
         let mut commands = std::mem::take(&mut self.commands);
-        for command in commands.drain(..) {
+        while let Some(command) = commands.pop_front() {
             if self.failure.is_some() {
                 self.refuse(command);
                 continue;
             }
             if self.log.pending_bytes() >= self.limits.frame_bytes {
                 self.commit();
+                if self.in_flight() {
+                    commands.push_front(command);
+                    break;
+                }
             }
             self.command(command);
+            if self.in_flight() {
+                break;
+            }
+        }
+        if self.in_flight() {
+            // What of the last one did not fit goes first.
+            self.commands.append(&mut commands);
+            return;
         }
         // What releases put in for the next turn stays behind what was just emptied.
         commands.append(&mut self.commands);
@@ -244,7 +312,11 @@ impl Driver {
             if self.engine.has_unlogged() || self.log.pending_records() > 0 {
                 self.lazy_commit.get_or_insert(Timestamp(now.0 + LAZY_COMMIT_NANOS));
             }
-            self.release();
+            if self.replica.is_some() {
+                self.release_unwritten();
+            } else {
+                self.release();
+            }
         }
     }
 
@@ -275,14 +347,20 @@ impl Driver {
     fn publish_all(&mut self, batch: PublishBatch) {
         let (bytes, rows) = batch.into_rows();
         let mut now = self.clock.now();
-        for row in rows {
+        let mut rows = rows.into_iter();
+        while let Some(row) = rows.next() {
             if self.log.pending_bytes() >= self.limits.frame_bytes {
                 self.commit();
+                if self.in_flight() {
+                    let left = std::iter::once(row).chain(rows).map(|row| row.publish(&bytes));
+                    self.commands.extend(left.map(Command::of_wire));
+                    return;
+                }
                 now = self.clock.now();
             }
             let reply = PublishReply::Wire(row.reply(&bytes));
             if self.failure.is_some() {
-                self.refuse_publish(row.stream, reply);
+                self.refuse_publish(row.stream, reply, GiveUp::LogFailed);
             } else {
                 self.publish(now, row.of(&bytes), reply);
             }
@@ -329,9 +407,12 @@ impl Driver {
         }
     }
 
-    /// Makes everything pushed so far durable, and then lets out what is held.
+    /// Makes everything pushed so far durable, and then lets out what is held. In a shard that is replicated it
+    /// sends it off, and that happens when it is committed.
     fn commit(&mut self) {
-        if self.write_and_sync() {
+        if self.replica.is_some() {
+            self.propose();
+        } else if self.write_and_sync() {
             self.release();
             self.roll_if_needed();
         }
@@ -367,20 +448,25 @@ impl Driver {
     /// Begins a new segment when the open one might not take another frame.
     fn roll_if_needed(&mut self) {
         let wanted = if self.full { self.log.wants_relief() } else { self.log.needs_roll() };
-        if self.failure.is_none() && wanted {
+        if self.failure.is_none() && wanted && self.may_roll() {
             self.roll();
         }
     }
 
     fn roll(&mut self) {
-        if !self.write_and_sync() {
+        if self.replica.is_none() && !self.write_and_sync() {
             return;
         }
+        let folding = self.replica.as_deref().and_then(|replica| replica.folding.as_ref());
+        let state = folding.map_or(&self.engine, Recovering::engine);
         let rolled = if self.full {
-            self.log.roll_for_space(&mut self.engine.snapshot())
+            self.log.roll_for_space(&mut state.snapshot())
         } else {
-            self.log.roll(&mut self.engine.snapshot())
+            self.log.roll(&mut state.snapshot())
         };
+        if self.replica.is_some() {
+            self.engine.forget_changes();
+        }
         match rolled {
             Ok(()) => {
                 // Without a place for the segment after this one, this one is for what frees space (DR16).
@@ -401,12 +487,25 @@ impl Driver {
             return;
         }
         self.full = full;
-        let health = if full { Health::InsufficientStorage } else { Health::Serving };
         if full {
             tracing::error!("no space for the log: publishes are refused until there is some");
         } else {
             tracing::info!("there is space for the log again");
         }
+        self.tell_health();
+    }
+
+    /// Says what this driver can do, as long as its log has not failed.
+    fn tell_health(&self) {
+        if self.failure.is_some() {
+            return;
+        }
+        let damage = self.replica.as_deref().and_then(Replicated::damaged);
+        let health = match damage {
+            Some(damage) => Health::Damaged { reason: damage.to_string() },
+            None if self.full => Health::InsufficientStorage,
+            None => Health::Serving,
+        };
         *self.shared.health.lock().unwrap_or_else(PoisonError::into_inner) = health;
     }
 
@@ -441,7 +540,7 @@ impl Driver {
     /// One bounded step of the log's upkeep; it may push, so it is committed lazily.
     fn maintain(&mut self) {
         self.maintained = self.clock.instant();
-        if self.log.pending_records() > 0 || self.engine.has_unlogged() {
+        if self.log.pending_records() > 0 || self.engine.has_unlogged() || self.in_flight() {
             // Between frames only; the next commit comes soon.
             return;
         }
@@ -469,7 +568,8 @@ impl Driver {
     /// Brings the figures that handles read up to date.
     fn count(&mut self) {
         self.counted = self.clock.instant();
-        let counters = self.engine.counters();
+        let folding = self.replica.as_deref().and_then(|replica| replica.folding.as_ref());
+        let counters = folding.map_or(&self.engine, Recovering::engine).counters();
         let log = self.log.stats();
         let stats = RouterStats {
             stored_messages: counters.stored_messages,
@@ -483,6 +583,12 @@ impl Driver {
             redeliveries: counters.redeliveries,
             commits: self.commits,
             sync_nanos: self.sync_nanos,
+            quorum_nanos: self.quorum_nanos,
+            role: self.replica.as_deref().map_or(Role::Alone, Replicated::role),
+            applied_index: self
+                .replica
+                .as_deref()
+                .map_or(self.log.last_index(), |replica| replica.applied.index),
             streams: counters.streams,
             consumers: counters.consumers,
             messages: counters.messages,
@@ -504,7 +610,16 @@ impl Driver {
 
     /// The last turn: everything taken in is done, those who wait are told, the log is sealed.
     fn close(mut self) -> Result<(), CloseError> {
-        if self.failure.is_none() {
+        if self.replica.is_some() {
+            // What was not committed by now is for the others to decide.
+            self.refuse_lane();
+            if self.replica.as_deref().is_some_and(Replicated::leads) {
+                self.withdraw(GiveUp::NotLeader, Input::Shutdown);
+            }
+            let (commands, bytes) = (usize::MAX, usize::MAX);
+            self.shared.queue.take(&mut self.commands, commands, bytes, Some(Duration::ZERO));
+            self.refuse_not_leader();
+        } else if self.failure.is_none() {
             self.input(Input::Shutdown);
             if self.write_and_sync() {
                 self.release();

@@ -2,20 +2,22 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use beamlog_log::{
-    CheckpointStore, CloseError, Damage, DataDirectory, DirectoryError, Disk, FirstStart, Index, Log,
-    LogOptions, NodeId, Opened, RecoveryReport, ReplayedRecord, ShardId, Timestamp,
+    CheckpointStore, CloseError, Damage, DataDirectory, DirectoryError, Disk, EntryId, FirstStart, Index,
+    Log, LogOptions, NodeId, RecoveryReport, ReplayedRecord, ShardId, Snapshot, SuspectTail, Tail, Term,
+    Timestamp, VoteError, VoteFile,
 };
 
 use crate::driver::checkpoint::Checkpoints;
 use crate::driver::clock::{Clock, Clocks, SystemClocks};
 use crate::driver::idle::{Idle, SCRUB_PERIOD_MIN};
-use crate::driver::{BatchLimits, Driver, Parts};
-use crate::engine::{BrokenState, EngineLimits, Recovering, rows};
+use crate::driver::{BatchLimits, Driver, Parts, ReplicatedParts};
+use crate::engine::{BrokenState, Counters, Engine, EngineLimits, Recovering, rows};
 use crate::interest::Interest;
+use crate::replica::Replicator;
 use crate::router::{RouterOptions, Shared};
 use crate::wire::Wire;
 
@@ -34,6 +36,12 @@ pub enum OpenError {
     /// The log is whole and says what cannot be.
     #[error("the state in the log does not hold together: {0}")]
     State(String),
+    /// What it is to do alone, the others would not know.
+    #[error("the store belongs to a member of a cluster, and is opened to stand alone")]
+    Member,
+    /// What this node voted as a member of its cluster.
+    #[error("the vote of this node")]
+    Vote(#[from] VoteError),
     #[error("no random bytes for an identity")]
     Random(#[source] io::Error),
     #[error("starting the driver thread")]
@@ -53,63 +61,85 @@ impl From<BrokenState> for OpenError {
     }
 }
 
-/// A driver that runs.
-pub(crate) struct Running {
+/// A driver that runs, or one that is stepped.
+pub(crate) struct Opened<D> {
     pub(crate) shared: Arc<Shared>,
     pub(crate) interest: Arc<Interest>,
-    pub(crate) thread: JoinHandle<Result<(), CloseError>>,
+    pub(crate) driver: D,
     pub(crate) recovery: RecoveryReport,
     pub(crate) node: NodeId,
+    /// What a replicated one voted last.
+    pub(crate) vote: Arc<Mutex<Option<Vec<u8>>>>,
+}
+
+pub(crate) type Thread = JoinHandle<Result<(), CloseError>>;
+
+/// What a driver is opened with beside its options.
+pub(crate) struct Surroundings {
+    pub(crate) wire: Arc<dyn Wire>,
+    pub(crate) clocks: Box<dyn Clocks>,
+    /// Who this node is if its store is new.
+    pub(crate) node: NodeId,
+    pub(crate) replicator: Option<Arc<dyn Replicator>>,
+}
+
+impl Surroundings {
+    pub(crate) fn of_this_machine(
+        wire: Arc<dyn Wire>,
+        replicator: Option<Arc<dyn Replicator>>,
+    ) -> Result<Self, OpenError> {
+        let node = NodeId::random().map_err(OpenError::Random)?;
+        Ok(Self { wire, clocks: Box::new(SystemClocks), node, replicator })
+    }
+}
+
+/// Opens a driver and gives it a thread.
+pub(crate) fn start(
+    path: &Path,
+    disk: Arc<dyn Disk>,
+    options: &RouterOptions,
+    surroundings: Surroundings,
+) -> Result<Opened<Thread>, OpenError> {
+    let Opened { shared, interest, driver, recovery, node, vote } = open(path, disk, options, surroundings)?;
+    let driver = std::thread::Builder::new()
+        .name("beamlog-driver".into())
+        .spawn(move || driver.run())
+        .map_err(OpenError::Thread)?;
+    Ok(Opened { shared, interest, driver, recovery, node, vote })
 }
 
 pub(crate) fn open(
     path: &Path,
     disk: Arc<dyn Disk>,
     options: &RouterOptions,
-    wire: Arc<dyn Wire>,
-) -> Result<Running, OpenError> {
+    surroundings: Surroundings,
+) -> Result<Opened<Driver>, OpenError> {
     check(options)?;
-    let clocks = Box::new(SystemClocks);
-    let first =
-        FirstStart { node: NodeId::random().map_err(OpenError::Random)?, created: Timestamp(clocks.wall()) };
+    let Surroundings { wire, clocks, node, replicator } = surroundings;
+    let first = FirstStart { node, created: Timestamp(clocks.wall()) };
     let mut directory = DataDirectory::open(Arc::clone(&disk), path, first)?;
     let shard = ShardId(0);
-    let log_options = LogOptions { must_exist: directory.has_log(), ..options.log.clone() };
-    let Opened { mut log, snapshot, report } =
-        Log::open(disk, &directory.shard_directory(shard), shard, log_options).map_err(OpenError::Log)?;
+    let shard_directory = directory.shard_directory(shard);
+    let mut log_options = LogOptions { must_exist: directory.has_log(), ..options.log.clone() };
+    if replicator.is_some() {
+        // The others may know what it held (DR5).
+        log_options.suspect_tail = SuspectTail::Report;
+    }
+    let beamlog_log::Opened { mut log, snapshot, report } =
+        Log::open(Arc::clone(&disk), &shard_directory, shard, log_options).map_err(OpenError::Log)?;
     directory.log_created()?;
 
     let limits = EngineLimits { streams: options.streams_max, message_bytes: options.message_bytes_max };
-    let snapshot_index = snapshot.as_ref().map_or(Index(0), |snapshot| snapshot.index);
-    let FromCheckpoint { store, restored, stale } = if options.checkpoints {
-        from_checkpoint(&directory.state_directory(), &mut log, limits, snapshot_index)
-    } else {
-        FromCheckpoint::default()
-    };
-    let saved = restored.as_ref().map_or(Index(0), |(_, index)| *index);
-    let (mut recovering, base) = match restored {
-        Some(restored) => restored,
-        None => {
-            let mut recovering = Recovering::new(limits);
-            for record in snapshot.iter().flat_map(|snapshot| &snapshot.records) {
-                recovering.row(record)?;
-            }
-            (recovering, snapshot_index)
+    let vote = Arc::new(Mutex::new(None));
+    let recovered = match replicator {
+        None => recover(&directory, options, limits, &mut log, snapshot, clocks)?,
+        Some(replicator) => {
+            let tail = report.tail;
+            let base = Base { disk, directory: &shard_directory, shard, limits, snapshot, tail };
+            recover_replicated(base, replicator, &mut log, &vote, clocks)?
         }
     };
-    let mut time = recovering.now();
-    for replayed in log.replay(base) {
-        let replayed = replayed.map_err(OpenError::Replay)?;
-        time = time.max(replayed.timestamp);
-        match &replayed.record {
-            ReplayedRecord::Message(message) => recovering.message(message)?,
-            ReplayedRecord::Control(bytes) => recovering.control(bytes)?,
-            // Nothing of the engine's.
-            ReplayedRecord::Replication(_) => {}
-        }
-    }
-    let mut clock = Clock::new(clocks, time);
-    let engine = recovering.finish(&mut log, clock.now())?;
+    let Recovered { engine, checkpoints, clock, replica, counters } = recovered;
 
     let interest = Arc::new(Interest::new());
     let shared = Arc::new(Shared::new(options));
@@ -119,15 +149,15 @@ pub(crate) fn open(
     }));
     tracing::info!(
         index = log.last_index().0,
-        base = base.0,
+        base = checkpoints.index().0,
         segments = report.segments,
         frames = report.frames,
         tail = ?report.tail,
         rewritten = report.rewritten,
         indexes_rebuilt = report.indexes_rebuilt,
         damaged = report.damaged.len(),
-        streams = engine.counters().streams,
-        messages = engine.counters().messages,
+        streams = counters.streams,
+        messages = counters.messages,
         "recovered"
     );
     let node = directory.identity().node;
@@ -135,7 +165,7 @@ pub(crate) fn open(
         shared: Arc::clone(&shared),
         engine,
         log,
-        checkpoints: Checkpoints::new(store, saved, stale, clock.instant()),
+        checkpoints,
         idle: Idle::new(options.scrub_period, clock.instant()),
         clock,
         interest: Arc::clone(&interest),
@@ -145,14 +175,109 @@ pub(crate) fn open(
             bytes: options.batch_bytes_max,
             frame_bytes: options.log.frame_bytes_max / 2,
         },
+        replica,
         directory,
     });
     driver.begin();
-    let thread = std::thread::Builder::new()
-        .name("beamlog-driver".into())
-        .spawn(move || driver.run())
-        .map_err(OpenError::Thread)?;
-    Ok(Running { shared, interest, thread, recovery: report, node })
+    Ok(Opened { shared, interest, driver, recovery: report, node, vote })
+}
+
+/// What the state of a driver begins with.
+struct Recovered {
+    engine: Engine,
+    checkpoints: Checkpoints,
+    clock: Clock,
+    replica: Option<ReplicatedParts>,
+    /// Of the state, for the line in the log.
+    counters: Counters,
+}
+
+/// The state of a node that stands alone: everything in its log counts.
+fn recover(
+    directory: &DataDirectory,
+    options: &RouterOptions,
+    limits: EngineLimits,
+    log: &mut Log,
+    snapshot: Option<Snapshot>,
+    clocks: Box<dyn Clocks>,
+) -> Result<Recovered, OpenError> {
+    let snapshot_index = snapshot.as_ref().map_or(Index(0), |snapshot| snapshot.index);
+    let FromCheckpoint { store, restored, stale } = if options.checkpoints {
+        from_checkpoint(&directory.state_directory(), log, limits, snapshot_index)
+    } else {
+        FromCheckpoint::default()
+    };
+    let saved = restored.as_ref().map_or(Index(0), |(_, index)| *index);
+    let (mut recovering, base) = match restored {
+        Some(restored) => restored,
+        None => (from_snapshot(limits, snapshot)?, snapshot_index),
+    };
+    let mut time = recovering.now();
+    for replayed in log.replay(base) {
+        let replayed = replayed.map_err(OpenError::Replay)?;
+        time = time.max(replayed.timestamp);
+        match &replayed.record {
+            ReplayedRecord::Message(message) => recovering.message(message)?,
+            ReplayedRecord::Control(bytes) => recovering.control(bytes)?,
+            ReplayedRecord::Replication(bytes) => {
+                recovering.replication(EntryId { index: replayed.index, term: replayed.term }, bytes);
+            }
+        }
+    }
+    if recovering.engine().replication().is_some() {
+        // Alone it would decide what the others never hear of.
+        return Err(OpenError::Member);
+    }
+    let mut clock = Clock::new(clocks, time);
+    let engine = recovering.finish(log, clock.now())?;
+    let counters = engine.counters();
+    let checkpoints = Checkpoints::new(store, saved, stale, clock.instant());
+    Ok(Recovered { engine, checkpoints, clock, replica: None, counters })
+}
+
+/// Where the state of a member of a cluster begins.
+struct Base<'a> {
+    disk: Arc<dyn Disk>,
+    directory: &'a Path,
+    shard: ShardId,
+    limits: EngineLimits,
+    snapshot: Option<Snapshot>,
+    tail: Tail,
+}
+
+/// The state of a member: what its newest segment begins with was committed. What comes after it is folded when
+/// replication says that it is.
+fn recover_replicated(
+    base: Base<'_>,
+    replicator: Arc<dyn Replicator>,
+    log: &mut Log,
+    vote: &Arc<Mutex<Option<Vec<u8>>>>,
+    clocks: Box<dyn Clocks>,
+) -> Result<Recovered, OpenError> {
+    let Base { disk, directory, shard, limits, snapshot, tail } = base;
+    let index = snapshot.as_ref().map_or(Index(0), |snapshot| snapshot.index);
+    let mut folding = from_snapshot(limits, snapshot)?;
+    folding.follow(log);
+    let applied = log.id_at(index).map_err(OpenError::Replay)?.unwrap_or(EntryId { index, term: Term(0) });
+    let was_member = folding.engine().replication().is_some() || log.last_id().term > Term(1);
+    let (votes, last_vote) = VoteFile::open(disk, directory, shard, was_member)?;
+    *vote.lock().unwrap_or_else(PoisonError::into_inner) = last_vote;
+    let clock = Clock::new(clocks, log.pending_time().max(folding.now()));
+    let counters = folding.engine().counters();
+    // A tail in doubt is not known to be damage.
+    let damaged = log.fence().filter(|_| log.doubt().is_none()).cloned();
+    let checkpoints = Checkpoints::new(None, index, Vec::new(), clock.instant());
+    let vote = Arc::clone(vote);
+    let replica = ReplicatedParts { replicator, folding, applied, votes, vote, damaged, tail, limits };
+    Ok(Recovered { engine: Engine::new(limits), checkpoints, clock, replica: Some(replica), counters })
+}
+
+fn from_snapshot(limits: EngineLimits, snapshot: Option<Snapshot>) -> Result<Recovering, BrokenState> {
+    let mut recovering = Recovering::new(limits);
+    for record in snapshot.iter().flat_map(|snapshot| &snapshot.records) {
+        recovering.row(record)?;
+    }
+    Ok(recovering)
 }
 
 fn check(options: &RouterOptions) -> Result<(), OpenError> {
@@ -235,12 +360,13 @@ fn restore_rows(checkpoint: &beamlog_log::Checkpoint, limits: EngineLimits) -> O
 
 impl Driver {
     /// Carries out what recovery asks for: captures and watches.
-    fn begin(&mut self) {
+    pub(super) fn begin(&mut self) {
         while let Some(output) = self.engine.poll_output() {
             self.hold(output);
         }
         self.release();
         self.set_full(self.log.is_full());
         self.roll_if_needed();
+        self.count();
     }
 }

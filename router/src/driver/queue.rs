@@ -19,6 +19,17 @@ pub(crate) struct QueueLimits {
     pub(crate) bytes: usize,
 }
 
+/// What wakes the driver.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+enum Asleep {
+    #[default]
+    No,
+    /// Whatever comes.
+    ForAnything,
+    /// Commands of replication; clients' gather.
+    ForReplica,
+}
+
 #[derive(Default)]
 struct Waiting {
     commands: VecDeque<Command>,
@@ -30,10 +41,21 @@ struct Waiting {
     /// The last word on each watched subject and group. Not bounded by the limits: there is one per
     /// watched pair, and none may be lost.
     interest: BTreeMap<(Bytes, Bytes), bool>,
-    asleep: bool,
+    asleep: Asleep,
     closed: bool,
     /// Those who were told "full" and wait for room. One entry per waiter, each dropped when it fires.
     room: Vec<oneshot::Sender<()>>,
+}
+
+impl Waiting {
+    /// Whether the driver sleeps and must be woken for a client; it is taken for awake then.
+    fn wakes_for_clients(&mut self) -> bool {
+        let wakes = self.asleep == Asleep::ForAnything;
+        if wakes {
+            self.asleep = Asleep::No;
+        }
+        wakes
+    }
 }
 
 pub(crate) struct Queue {
@@ -74,7 +96,7 @@ impl Queue {
         waiting.bytes += bytes;
         waiting.weight += weight;
         waiting.commands.push_back(command);
-        let wake = std::mem::take(&mut waiting.asleep);
+        let wake = waiting.wakes_for_clients();
         drop(waiting);
         if wake {
             self.wake.notify_one();
@@ -89,7 +111,7 @@ impl Queue {
             return Err(command);
         }
         waiting.lane.push_back(command);
-        let wake = std::mem::take(&mut waiting.asleep);
+        let wake = std::mem::take(&mut waiting.asleep) != Asleep::No;
         drop(waiting);
         if wake {
             self.wake.notify_one();
@@ -125,7 +147,7 @@ impl Queue {
         }
         let key = (Bytes::copy_from_slice(subject), Bytes::copy_from_slice(group));
         waiting.interest.insert(key, present);
-        let wake = std::mem::take(&mut waiting.asleep);
+        let wake = waiting.wakes_for_clients();
         drop(waiting);
         if wake {
             self.wake.notify_one();
@@ -149,7 +171,7 @@ impl Queue {
         let mut waiting = self.lock();
         let nothing = |waiting: &mut Waiting| waiting.commands.is_empty() && waiting.interest.is_empty();
         if nothing(&mut waiting) && !waiting.closed && timeout != Some(Duration::ZERO) {
-            waiting.asleep = true;
+            waiting.asleep = Asleep::ForAnything;
             let sleeps = |waiting: &mut Waiting| nothing(waiting) && !waiting.closed;
             waiting = match timeout {
                 None => self.wake.wait_while(waiting, sleeps).unwrap_or_else(PoisonError::into_inner),
@@ -160,11 +182,23 @@ impl Queue {
                         .0
                 }
             };
-            waiting.asleep = false;
+            waiting.asleep = Asleep::No;
         }
         if nothing(&mut waiting) {
             return if waiting.closed { Taken::Closed } else { Taken::TimedOut };
         }
+        self.hand_out(waiting, out, commands_max, bytes_max);
+        Taken::Commands
+    }
+
+    /// Moves clients' commands to `out`, and tells those who wait for room.
+    fn hand_out(
+        &self,
+        mut waiting: MutexGuard<'_, Waiting>,
+        out: &mut VecDeque<Command>,
+        commands_max: usize,
+        bytes_max: usize,
+    ) {
         let mut bytes = 0;
         if waiting.weight <= commands_max && waiting.bytes <= bytes_max && out.is_empty() {
             // The usual case moves everything by exchanging the buffers.
@@ -187,6 +221,43 @@ impl Queue {
         for waiter in woken {
             // A waiter that went away needs no room.
             drop(waiter.send(()));
+        }
+    }
+
+    /// As [`Self::take`], for a driver that replicates: all commands of replication go to `lane`. Without a
+    /// place for clients' commands these stay where they are, and do not end the wait.
+    pub(crate) fn take_replicated(
+        &self,
+        lane: &mut Lane,
+        clients: Option<(&mut VecDeque<Command>, usize, usize)>,
+        timeout: Option<Duration>,
+    ) -> Taken {
+        let mut waiting = self.lock();
+        let with_clients = clients.is_some();
+        let nothing = |waiting: &Waiting| {
+            waiting.lane.is_empty()
+                && !(with_clients && !(waiting.commands.is_empty() && waiting.interest.is_empty()))
+        };
+        if nothing(&waiting) && !waiting.closed && timeout != Some(Duration::ZERO) {
+            waiting.asleep = if with_clients { Asleep::ForAnything } else { Asleep::ForReplica };
+            let sleeps = |waiting: &mut Waiting| nothing(waiting) && !waiting.closed;
+            waiting = match timeout {
+                None => self.wake.wait_while(waiting, sleeps).unwrap_or_else(PoisonError::into_inner),
+                Some(timeout) => {
+                    self.wake
+                        .wait_timeout_while(waiting, timeout, sleeps)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
+                }
+            };
+            waiting.asleep = Asleep::No;
+        }
+        if nothing(&waiting) {
+            return if waiting.closed { Taken::Closed } else { Taken::TimedOut };
+        }
+        lane.append(&mut waiting.lane);
+        if let Some((out, commands_max, bytes_max)) = clients {
+            self.hand_out(waiting, out, commands_max, bytes_max);
         }
         Taken::Commands
     }

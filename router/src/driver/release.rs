@@ -5,7 +5,7 @@ use std::sync::Arc;
 use beamlog_log::{Sequence, StreamId, Timestamp};
 use bytes::Bytes;
 
-use crate::api::error::PublishRefusal;
+use crate::api::error::{ApiError, PublishRefusal};
 use crate::api::request::{Answer, PublishOutcome, Published};
 use crate::consumer::{ConsumerId, Delivery};
 use crate::driver::Driver;
@@ -47,6 +47,9 @@ impl Driver {
         result: Result<Published, PublishRefusal>,
         acked: bool,
     ) {
+        if let Err(PublishRefusal::Unreadable(damage)) = &result {
+            self.note_damage(damage);
+        }
         match reply {
             PublishReply::Ticket(ticket) => {
                 let name = self.engine.stream_name(stream).unwrap_or_default().to_owned();
@@ -68,6 +71,9 @@ impl Driver {
             }
             Output::Answer { token, answer } => {
                 let then = self.asked.remove(&token).expect("an answer belongs to a request");
+                if let Err(ApiError::Unreadable(damage)) = &answer {
+                    self.note_damage(damage);
+                }
                 Held::Answer { then, answer }
             }
             Output::Deliver { stream, consumer, names, delivery } => {
@@ -82,6 +88,7 @@ impl Driver {
             Output::Unwatch { subject, group } => Held::Unwatch { subject, group },
             Output::Republish { subject, headers, payload } => Held::Republish { subject, headers, payload },
             Output::Blocked { names, at, damage } => {
+                self.note_damage(&damage);
                 let ConsumerNames { stream, consumer } = &*names;
                 tracing::error!(stream, consumer, sequence = at.0, err = %damage, "a consumer stands before damage");
                 return;
@@ -95,6 +102,9 @@ impl Driver {
         let now = self.clock.now();
         let mut refused = Vec::new();
         let mut held = std::mem::take(&mut self.held);
+        if let Some(replica) = self.replica.as_deref_mut() {
+            held.iter().for_each(|one| replica.announce(one));
+        }
         for one in held.drain(..) {
             self.let_out(now, one, &mut refused);
         }
@@ -104,6 +114,17 @@ impl Driver {
         for Refused { stream, consumer, to, sequence } in refused.into_iter().rev() {
             self.input(Input::Undeliverable { stream, consumer, to, sequence });
         }
+    }
+
+    /// Lets out what was held apart and has no deliveries, whatever else is held.
+    pub(super) fn release_these(&mut self, held: Vec<Held>) {
+        let now = self.clock.now();
+        let mut refused = Vec::new();
+        for one in held {
+            self.let_out(now, one, &mut refused);
+        }
+        assert!(refused.is_empty(), "deliveries are not held apart");
+        self.routes.flush();
     }
 
     fn let_out(&mut self, now: Timestamp, held: Held, refused: &mut Vec<Refused>) {
@@ -191,7 +212,7 @@ impl Driver {
         routed.receivers > 0 || routed.capture.is_some()
     }
 
-    fn tell_status(
+    pub(super) fn tell_status(
         &mut self,
         names: &ConsumerNames,
         to: &Bytes,
@@ -223,6 +244,12 @@ impl Driver {
         if let Some(stream) = routed.capture {
             self.store_again(stream, subject, headers, payload);
         }
+    }
+
+    /// A pull that another node should have got.
+    pub(super) fn refuse_pull(&mut self, stream: String, consumer: String, to: &Bytes) {
+        let names = ConsumerNames { stream, consumer };
+        self.tell_status(&names, to, None, &DeliveryStatus::LeadershipChange);
     }
 
     /// What the driver sends may be captured by a stream too: it is published with the next turn.

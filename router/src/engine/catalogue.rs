@@ -12,7 +12,7 @@ use crate::stream::body::StreamBody;
 use crate::stream::state::Stream;
 use crate::stream::{Retention, StreamConfig, StreamState, validation};
 use crate::subject;
-use crate::wire::Advisory;
+use crate::wire::{Advisory, DeliveryStatus};
 
 /// Items of one page, as nats-server pages them.
 const NAMES_PER_PAGE: usize = 1024;
@@ -175,7 +175,7 @@ impl Engine {
         self.commit_wanted = true;
         let consumers: Vec<_> = self.streams[&id].consumers.keys().copied().collect();
         for consumer in consumers {
-            self.close_consumer(turn, id, consumer, false);
+            self.close_consumer(turn, id, consumer, &DeliveryStatus::ConsumerDeleted);
         }
         let stream = self.apply_deleted(id).expect("the name belongs to it");
         turn.journal.release_stream(id);

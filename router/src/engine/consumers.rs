@@ -337,7 +337,7 @@ impl Engine {
         Record::ConsumerDeleted { stream: id, consumer }
             .push(turn.journal)
             .expect("the record is a few bytes");
-        self.close_consumer(turn, id, consumer, false);
+        self.close_consumer(turn, id, consumer, &DeliveryStatus::ConsumerDeleted);
         let Some(slot) = self.apply_consumer_deleted(id, consumer) else { return };
         let stream = &self.streams[&id];
         if stream.body.config.retention == Retention::Interest && stream.body.messages > 0 {
@@ -362,7 +362,7 @@ impl Engine {
         turn: &mut Turn<'_>,
         id: StreamId,
         consumer: ConsumerId,
-        shutdown: bool,
+        why: &DeliveryStatus,
     ) {
         self.unwatch(id, consumer);
         let Some(slot) = self.streams.get_mut(&id).and_then(|stream| stream.consumers.get_mut(&consumer))
@@ -370,7 +370,7 @@ impl Engine {
             return;
         };
         let mut asked = std::mem::take(&mut self.asked);
-        slot.consumer.close(shutdown, &mut asked);
+        slot.consumer.close(why, &mut asked);
         for ask in asked.drain(..) {
             self.carry_out(turn, id, consumer, ask);
         }
@@ -522,14 +522,15 @@ impl Engine {
         }
     }
 
-    pub(super) fn shutdown(&mut self, turn: &mut Turn<'_>) {
+    /// Nobody is served here any more: tells those who wait why.
+    pub(super) fn close_all(&mut self, turn: &mut Turn<'_>, why: &DeliveryStatus) {
         let all: Vec<(StreamId, ConsumerId)> = self
             .names
             .values()
             .flat_map(|id| self.streams[id].consumers.keys().map(|consumer| (*id, *consumer)))
             .collect();
         for (id, consumer) in all {
-            self.close_consumer(turn, id, consumer, true);
+            self.close_consumer(turn, id, consumer, why);
         }
     }
 }

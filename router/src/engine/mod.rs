@@ -19,7 +19,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use beamlog_log::{Journal, Sequence, StreamId, Timestamp};
+use beamlog_log::{EntryId, Journal, Sequence, StreamId, Timestamp};
 use bytes::Bytes;
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
@@ -30,9 +30,10 @@ use crate::consumer::{ConsumerId, ConsumerOutput};
 use crate::driver::command::{Acknowledgement, FlowControlReply, PublishRef, Pull};
 use crate::engine::jobs::Job;
 use crate::stream::state::Stream;
+use crate::wire::DeliveryStatus;
 
 pub(crate) use output::{Counters, Output};
-pub(crate) use recovery::{BrokenState, Recovering};
+pub(crate) use recovery::{BrokenState, Recovering, Release};
 pub(crate) use rows::RowKey;
 
 /// Bounds of an engine.
@@ -82,6 +83,8 @@ pub(crate) enum Input<'a> {
     Flush,
     /// The node stops: tell those who wait.
     Shutdown,
+    /// Another node leads: tell those who wait. The engine is not used after it.
+    StepDown,
 }
 
 pub(crate) struct Engine {
@@ -106,6 +109,8 @@ pub(crate) struct Engine {
     removed_rows: Vec<RowKey>,
     commit_wanted: bool,
     counters: Counters,
+    /// The last record of replication and its entry: nothing to the engine, but it must outlive segments.
+    replication: Option<(EntryId, Bytes)>,
 }
 
 impl Engine {
@@ -128,6 +133,7 @@ impl Engine {
             removed_rows: Vec::new(),
             commit_wanted: false,
             counters: Counters::default(),
+            replication: None,
         }
     }
 
@@ -150,7 +156,8 @@ impl Engine {
             }
             Input::Work { budget } => self.work(turn, budget),
             Input::Flush => self.flush(turn),
-            Input::Shutdown => self.shutdown(turn),
+            Input::Shutdown => self.close_all(turn, &DeliveryStatus::ServerShutdown),
+            Input::StepDown => self.close_all(turn, &DeliveryStatus::LeadershipChange),
         }
     }
 
@@ -184,6 +191,27 @@ impl Engine {
 
     pub(crate) fn stream_name(&self, stream: StreamId) -> Option<&str> {
         self.streams.get(&stream).map(|stream| stream.body.config.name.as_str())
+    }
+
+    /// Goes on counting where another one stopped.
+    pub(crate) fn carry_counters(&mut self, counters: Counters) {
+        self.counters = counters;
+    }
+
+    /// Folds a record of replication in. Blank ones say nothing.
+    pub(crate) fn note_replication(&mut self, id: EntryId, bytes: &Bytes) {
+        if !bytes.is_empty() {
+            self.replication = Some((id, bytes.clone()));
+        }
+    }
+
+    pub(crate) fn replication(&self) -> Option<&(EntryId, Bytes)> {
+        self.replication.as_ref()
+    }
+
+    /// There is no checkpoint that wants to know what changed.
+    pub(crate) fn forget_changes(&mut self) {
+        self.removed_rows.clear();
     }
 
     pub(crate) fn counters(&self) -> Counters {

@@ -91,6 +91,7 @@ impl Engine {
                     | PublishRefusal::HeadersMalformed
                     | PublishRefusal::InsufficientStorage
                     | PublishRefusal::LogFailed
+                    | PublishRefusal::NotLeader
                     | PublishRefusal::TooManyRequests
                     | PublishRefusal::TooManyOrigins
                     | PublishRefusal::StreamNotFound => self.counters.refused_publishes += 1,

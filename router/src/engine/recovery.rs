@@ -5,19 +5,21 @@
 //! live are built at the end, from the messages that live then: a message that was compacted away after
 //! it died is not missed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::RangeInclusive;
 
 use beamlog_log::envelope::{self, DecodeError};
 use beamlog_log::{
-    Damage, Entry, Journal, Log, Message, MessageRef, Read, RunSubject, RunSummary, SegmentId, Sequence,
-    StreamId, Timestamp,
+    Damage, Entry, EntryId, Journal, Log, Message, MessageRef, Read, RunSubject, RunSummary, SegmentId,
+    Sequence, StreamId, Timestamp,
 };
+use bytes::Bytes;
 use roaring::RoaringTreemap;
 
 use crate::consumer::ConsumerId;
 use crate::engine::record::Record;
 use crate::engine::rows::{Row, StreamRow};
-use crate::engine::{Engine, EngineLimits, Turn, expiry};
+use crate::engine::{Counters, Engine, EngineLimits, Turn, expiry};
 use crate::stream::body::StreamBody;
 use crate::stream::message_ids;
 use crate::stream::origins::Seen;
@@ -85,7 +87,16 @@ pub(crate) struct Recovering {
     deleted: BTreeMap<StreamId, (u32, Vec<u8>)>,
     /// Pieces of a set of an origin.
     origins: BTreeMap<StreamId, (u32, Vec<u8>)>,
-    ids: BTreeMap<StreamId, Vec<ReplayedId>>,
+    ids: BTreeMap<StreamId, VecDeque<ReplayedId>>,
+    /// Set while a leader is followed: what dies is told the log as it goes.
+    released: Option<Vec<Release>>,
+}
+
+/// Messages that a folded record removed.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Release {
+    Messages(StreamId, RangeInclusive<Sequence>),
+    Stream(StreamId),
 }
 
 impl Recovering {
@@ -95,6 +106,7 @@ impl Recovering {
             deleted: BTreeMap::new(),
             origins: BTreeMap::new(),
             ids: BTreeMap::new(),
+            released: None,
         }
     }
 
@@ -161,6 +173,9 @@ impl Recovering {
             Row::ConsumerRest { stream, consumer, record } => {
                 self.apply_to_consumer(stream, consumer, &record);
             }
+            Row::Replication { index, term, bytes } => {
+                engine.note_replication(EntryId { index, term }, &bytes.into());
+            }
         }
         Ok(())
     }
@@ -189,7 +204,7 @@ impl Recovering {
         }
         let headers = PublishHeaders::parse(&message.headers);
         if let Some(id) = headers.message_id {
-            self.ids.entry(message.stream).or_default().push(ReplayedId {
+            self.ids.entry(message.stream).or_default().push_back(ReplayedId {
                 id: id.to_vec(),
                 sequence: message.sequence,
                 at: message.timestamp,
@@ -210,6 +225,9 @@ impl Recovering {
             Record::StreamDeleted { id } => {
                 engine.apply_deleted(id);
                 self.ids.remove(&id);
+                if let Some(released) = &mut self.released {
+                    released.push(Release::Stream(id));
+                }
             }
             Record::Removed { stream: id, ranges, messages, bytes } => {
                 let Some(stream) = engine.streams.get_mut(&id) else { return Ok(()) };
@@ -218,6 +236,9 @@ impl Recovering {
                 }
                 let (count, mut left) = (ranges.len(), Some((messages, bytes)));
                 for (at, (first, last)) in ranges.into_iter().enumerate() {
+                    if let Some(released) = &mut self.released {
+                        released.push(Release::Messages(id, Sequence(first)..=Sequence(last)));
+                    }
                     // The figures go with the last range: before it the stream may still have messages.
                     let figures = if at + 1 == count { left.take() } else { None };
                     let (messages, bytes) = figures.unwrap_or_default();
@@ -251,6 +272,71 @@ impl Recovering {
         Ok(())
     }
 
+    /// A leader will be followed, for who knows how long: the log is told what of it is dead now, and from here
+    /// on [`Self::take_released`] says what dies.
+    pub(crate) fn follow(&mut self, source: &mut dyn Source) {
+        self.released = Some(Vec::new());
+        release_unknown(&self.engine, source);
+        for id in self.engine.names.values() {
+            let body = &self.engine.streams[id].body;
+            if body.first > Sequence(1) {
+                source.release(*id, Sequence(1)..=Sequence(body.first.0 - 1));
+            }
+            let mut dead: Option<(u64, u64)> = None;
+            for sequence in &body.deleted {
+                dead = match dead {
+                    Some((first, last)) if last + 1 == sequence => Some((first, sequence)),
+                    before => {
+                        if let Some((first, last)) = before {
+                            source.release(*id, Sequence(first)..=Sequence(last));
+                        }
+                        Some((sequence, sequence))
+                    }
+                };
+            }
+            if let Some((first, last)) = dead {
+                source.release(*id, Sequence(first)..=Sequence(last));
+            }
+        }
+    }
+
+    /// What died since this was last asked.
+    pub(crate) fn take_released(&mut self) -> Vec<Release> {
+        self.released.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// The leader's clock when the records now folded in were gathered. Ids leave with their window.
+    pub(crate) fn at(&mut self, time: Timestamp) {
+        self.engine.now = self.engine.now.max(time);
+        if self.released.is_some() {
+            self.engine.forget_changes();
+            let (engine, now) = (&self.engine, self.engine.now);
+            self.ids.retain(|id, seen| {
+                let Some(stream) = engine.streams.get(id) else { return false };
+                let window = stream.body.config.duplicate_window_nanos.unwrap_or(0);
+                let horizon = Timestamp(now.0.saturating_sub(window));
+                while seen.front().is_some_and(|oldest| oldest.at < horizon) {
+                    seen.pop_front();
+                }
+                !seen.is_empty()
+            });
+        }
+    }
+
+    /// Folds a record of replication in.
+    pub(crate) fn replication(&mut self, id: EntryId, bytes: &Bytes) {
+        self.engine.note_replication(id, bytes);
+    }
+
+    /// The state so far, which may be read only.
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    pub(crate) fn carry_counters(&mut self, counters: Counters) {
+        self.engine.carry_counters(counters);
+    }
+
     /// The rows taken in so far are in the checkpoint store.
     pub(crate) fn mark_saved(&mut self) {
         for stream in self.engine.streams.values_mut() {
@@ -278,13 +364,7 @@ impl Recovering {
         let mut engine = self.engine;
         engine.now = engine.now.max(now);
         let ids: Vec<StreamId> = engine.names.values().copied().collect();
-        // Of a stream that was deleted before the newest segment began, only the log still knows.
-        let known: BTreeSet<StreamId> = ids.iter().copied().collect();
-        for stored in source.streams() {
-            if !known.contains(&stored) {
-                source.release_stream(stored);
-            }
-        }
+        release_unknown(&engine, source);
         for id in &ids {
             let stream = engine.streams.get_mut(id).expect("a name belongs to a stream");
             let replayed = self.ids.remove(id).unwrap_or_default();
@@ -328,12 +408,23 @@ fn message_ref(message: &Message) -> MessageRef<'_> {
     }
 }
 
+/// Of a stream that was deleted before the newest segment began, only the log still knows. Those with later ids
+/// are not created yet, as far as the state goes.
+fn release_unknown(engine: &Engine, source: &mut dyn Source) {
+    let known: BTreeSet<StreamId> = engine.names.values().copied().collect();
+    for stored in source.streams() {
+        if !known.contains(&stored) && stored.0 < engine.next_stream {
+            source.release_stream(stored);
+        }
+    }
+}
+
 /// Builds what follows from the living messages, and tells the log which of its messages are dead.
-fn derive(stream: &mut Stream, source: &mut dyn Source, now: Timestamp, replayed: Vec<ReplayedId>) {
+fn derive(stream: &mut Stream, source: &mut dyn Source, now: Timestamp, replayed: VecDeque<ReplayedId>) {
     let body = &mut stream.body;
     body.recovering = false;
     let horizon = Timestamp(now.0.saturating_sub(body.config.duplicate_window_nanos.unwrap_or(0)));
-    let replayed_from = replayed.first().map_or(Sequence(u64::MAX), |first| first.sequence);
+    let replayed_from = replayed.front().map_or(Sequence(u64::MAX), |first| first.sequence);
     for run in source.runs(body.id) {
         let living = body.living_before(run.last.next()) - body.living_before(run.first);
         if living == 0 {

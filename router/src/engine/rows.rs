@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use beamlog_log::envelope::{self, Enveloped};
-use beamlog_log::{Sequence, StreamId, Timestamp};
+use beamlog_log::{Index, Sequence, StreamId, Term, Timestamp};
 use wincode::{SchemaRead, SchemaWrite};
 
 use crate::consumer::{ConsumerId, ConsumerRecord, ConsumerSnapshot};
@@ -25,6 +25,7 @@ pub(crate) enum RowKey {
     Deleted(StreamId),
     Consumer(StreamId, ConsumerId),
     Origins(StreamId),
+    Replication,
 }
 
 impl RowKey {
@@ -36,6 +37,7 @@ impl RowKey {
             Self::Deleted(stream) => (b'2', stream.0, 0),
             Self::Consumer(stream, consumer) => (b'3', stream.0, consumer.0),
             Self::Origins(stream) => (b'4', stream.0, 0),
+            Self::Replication => (b'5', 0, 0),
         };
         let mut key = vec![kind];
         key.extend_from_slice(&stream.to_be_bytes());
@@ -78,6 +80,12 @@ pub(crate) enum Row {
         highest_time: Timestamp,
         part: u32,
         parts: u32,
+        bytes: Vec<u8>,
+    },
+    /// The last record of replication, which only its writer understands, and its entry.
+    Replication {
+        index: Index,
+        term: Term,
         bytes: Vec<u8>,
     },
 }
@@ -200,6 +208,11 @@ impl Engine {
         Row::Shard { next_stream: self.next_stream, next_consumer: self.next_consumer, now: self.now }
     }
 
+    fn replication_row(&self) -> Option<Row> {
+        let (id, bytes) = self.replication()?;
+        Some(Row::Replication { index: id.index, term: id.term, bytes: bytes.to_vec() })
+    }
+
     /// The state as records for the beginning of a segment. Nothing is gathered any more (`Flush`).
     pub(crate) fn snapshot(&self) -> impl Iterator<Item = Vec<u8>> {
         assert!(!self.has_unlogged(), "a snapshot is taken of what is logged");
@@ -209,7 +222,17 @@ impl Engine {
             let rows = std::iter::once(stream_row(stream)).chain(deleted_rows(stream));
             rows.chain(origin_rows(stream)).chain(consumers)
         });
-        std::iter::once(self.shard_row()).chain(streams).map(|row| encode(&row))
+        std::iter::once(self.shard_row()).chain(streams).chain(self.replication_row()).map(|row| encode(&row))
+    }
+
+    /// The state as [`Self::snapshot`] tells it, but for the time at which it is.
+    pub(crate) fn timeless_rows(&self) -> Vec<Vec<u8>> {
+        let shard = Row::Shard {
+            next_stream: self.next_stream,
+            next_consumer: self.next_consumer,
+            now: Timestamp(0),
+        };
+        std::iter::once(encode(&shard)).chain(self.snapshot().skip(1)).collect()
     }
 
     /// The rows that changed since this was last asked. Nothing is gathered any more (`Flush`).
@@ -246,6 +269,9 @@ impl Engine {
                     changes.puts.insert(key, value(&deleted));
                 }
             }
+        }
+        if let Some(row) = self.replication_row() {
+            changes.puts.insert(RowKey::Replication.bytes(), value(&[row]));
         }
         changes.puts.insert(RowKey::Shard.bytes(), value(&[self.shard_row()]));
         changes

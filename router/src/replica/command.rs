@@ -17,6 +17,7 @@ pub(crate) enum ReplicaCommand {
     StepDown,
     Refused { proposal: u64 },
     Confirmed { id: u64, leads: bool },
+    SettleTail { entry: Option<Box<LogEntry>>, done: Done<Result<(), ReplicaError>> },
     State { done: Done<ReplicaState> },
     SaveVote { bytes: Vec<u8>, done: Done<Result<(), ReplicaError>> },
 }
@@ -29,7 +30,9 @@ impl ReplicaCommand {
     pub(crate) fn refuse(self, error: &ReplicaError) {
         match self {
             Self::Append { done, .. } => done(Err(error.clone())),
-            Self::Truncate { done, .. } | Self::SaveVote { done, .. } => done(Err(error.clone())),
+            Self::Truncate { done, .. } | Self::SettleTail { done, .. } | Self::SaveVote { done, .. } => {
+                done(Err(error.clone()));
+            }
             Self::Read { done, .. } => done(Err(error.clone())),
             Self::Committed { done, .. } => done(Err(error.clone())),
             // Whoever waits for a state sees its sender go.

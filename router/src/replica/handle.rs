@@ -87,6 +87,12 @@ impl Replica {
         self.send(ReplicaCommand::Confirmed { id, leads });
     }
 
+    /// Ends the doubt about the end of the log: with the entry that a peer has in its place, or with nothing when
+    /// the others declared that nobody counted on it (DR5). `done` at once when there is no doubt.
+    pub fn settle_tail(&self, entry: Option<LogEntry>, done: Done<Result<(), ReplicaError>>) {
+        self.send(ReplicaCommand::SettleTail { entry: entry.map(Box::new), done });
+    }
+
     /// Where log and state stand, after all commands before this one.
     pub fn state(&self, done: Done<ReplicaState>) {
         self.send(ReplicaCommand::State { done });

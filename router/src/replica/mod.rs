@@ -26,7 +26,7 @@ mod handle;
 
 use std::path::PathBuf;
 
-use beamlog_log::{Damage, EntryId, Index, LogEntry, Tail, Term, Timestamp};
+use beamlog_log::{Damage, EntryId, Index, LogEntry, Tail, TailDoubt, Term, Timestamp};
 use bytes::Bytes;
 
 pub(crate) use command::{Lane, ReplicaCommand};
@@ -101,6 +101,9 @@ pub struct ReplicaState {
     pub replication: Option<(EntryId, Bytes)>,
     /// How the log ended when it was opened.
     pub tail: Tail,
+    /// The end of the log that cannot be read and may have counted. Until [`Replica::settle_tail`] nothing is
+    /// appended, and this node may not vote (DR5).
+    pub doubt: Option<TailDoubt>,
     pub damaged: Option<Damage>,
 }
 
@@ -122,6 +125,9 @@ pub enum ReplicaError {
     NotHere { from: Index, history_from: EntryId, last: EntryId },
     #[error("what is committed, up to {committed}, is not truncated to {wanted}")]
     Committed { committed: Index, wanted: Index },
+    /// See [`ReplicaState::doubt`].
+    #[error("the end of the log is in doubt")]
+    TailInDoubt,
     /// The state in the log says what cannot be.
     #[error("the state in the log does not hold together: {0}")]
     State(String),

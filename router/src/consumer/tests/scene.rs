@@ -441,7 +441,7 @@ impl Scene {
     }
 
     pub(super) fn close(&mut self) -> Vec<Said> {
-        self.act(|consumer, _, out| consumer.close(false, out)).1
+        self.act(|consumer, _, out| consumer.close(&DeliveryStatus::ConsumerDeleted, out)).1
     }
 
     pub(super) fn flush(&mut self) {
