@@ -92,6 +92,8 @@ pub(crate) fn store_remedy(error: &OpenError) -> &'static str {
             "`beamlog store check` says what is damaged; restore it from a backup; nothing was deleted"
         }
         OpenError::Random(_) | OpenError::Thread(_) => "check the limits of this process",
+        OpenError::Member => "start it with its cluster, or restore it from the others",
+        OpenError::Vote(_) => "wipe the store and let the node join anew",
     }
 }
 

@@ -67,7 +67,8 @@ impl Replica {
     }
 
     /// This node was elected. The driver leads once an entry of that term is committed, and with it everything
-    /// before; it says so by [`super::Replicator::role_changed`]. A damaged one does not lead.
+    /// before; it says so by [`super::Replicator::role_changed`]. A damaged one does not lead, and nobody twice in
+    /// one term: after [`Self::step_down`] it takes another election.
     pub fn become_leader(&self, term: Term) {
         self.send(ReplicaCommand::BecomeLeader { term });
     }

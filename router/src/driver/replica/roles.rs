@@ -20,7 +20,16 @@ impl Driver {
             return;
         }
         let replica = self.replica();
-        assert!(term > replica.led, "term {term} was led already, or is older than {}", replica.led);
+        if term <= replica.led {
+            // A proposal of that time may still become an entry, and was decided against another state.
+            tracing::error!(
+                term = term.0,
+                led = replica.led.0,
+                "a term is led once: it takes a new election"
+            );
+            self.tell_role();
+            return;
+        }
         self.step_down();
         let replica = self.replica();
         replica.led = term;

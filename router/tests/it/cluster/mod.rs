@@ -16,7 +16,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use beamlog_log::sim_disk::{Crash, SimDisk};
-use beamlog_log::{Damage, EntryId, Index, LogEntry, NodeId, ShardId, Term, Timestamp};
+use beamlog_log::{Damage, EntryId, Index, LogEntry, NodeId, SeededRandom, ShardId, Term, Timestamp};
 use beamlog_router::api::request::{Answer, PublishOutcome, Request};
 use beamlog_router::embed::PlainWire;
 use beamlog_router::headers::Builder;
@@ -132,7 +132,8 @@ pub(super) struct Cluster {
     /// The committed entries as they were when they became that.
     history: Vec<EntryId>,
     /// State at an index, as the first node that had it told it.
-    states: BTreeMap<Index, Vec<Vec<u8>>>,
+    states: BTreeMap<Index, (usize, Vec<Vec<u8>>)>,
+    compared: usize,
     options: RouterOptions,
     /// Followers hear of commits only with the next entries.
     pub(super) late_commits: bool,
@@ -154,6 +155,7 @@ impl Cluster {
             committed: 0,
             history: Vec::new(),
             states: BTreeMap::new(),
+            compared: 0,
             options,
             late_commits: false,
         };
@@ -201,14 +203,12 @@ impl Cluster {
         }
         let node = &mut self.nodes[at];
         assert!(state.last.index.0 >= node.durable, "node {at} forgot what it said is durable");
-        let known = node.log.len() as u64;
-        if known < state.last.index.0 {
-            let entries = self.read(at, known + 1, state.last.index.0 + 1);
-            self.nodes[at].log.extend(entries);
-        }
+        // What was under way may be there or not, and what it was to take the place of.
+        let from = state.history_from.index.0;
+        node.log.truncate(usize::try_from(from.min(state.last.index.0)).unwrap());
+        let entries = self.read(at, from + 1, state.last.index.0 + 1);
         let node = &mut self.nodes[at];
-        // What was under way may be there or not.
-        node.log.truncate(usize::try_from(state.last.index.0).unwrap());
+        node.log.extend(entries);
         node.durable = state.last.index.0;
         node.told = state.applied.index.0;
         (node.leads, node.hears) = (None, true);
@@ -225,8 +225,7 @@ impl Cluster {
             Box::new(move |read: Result<Vec<LogEntry>, ReplicaError>| *sink.lock().unwrap() = read.unwrap());
         self.live(at).replica.read(Index(from), Index(to), usize::MAX, done);
         self.step(at);
-        let read = std::mem::take(&mut *told.lock().unwrap());
-        read
+        std::mem::take(&mut *told.lock().unwrap())
     }
 
     /// The router of a node closes in good order.
@@ -313,8 +312,9 @@ impl Cluster {
     pub(super) fn step(&mut self, at: usize) -> bool {
         let stepped = self.live(at).stepper.step();
         if let Some((index, rows)) = self.live(at).stepper.state_rows() {
-            let known = self.states.entry(index).or_insert_with(|| rows.clone());
-            assert!(*known == rows, "node {at} has another state at {index}");
+            let (first, known) = self.states.entry(index).or_insert_with(|| (at, rows.clone()));
+            assert!(*known == rows, "node {at} has another state at {index} than node {first}");
+            self.compared += usize::from(*first != at);
         }
         stepped.progress || stepped.next == Some(Duration::ZERO)
     }
@@ -513,6 +513,67 @@ impl Cluster {
             }
         }
         any
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Whether it would be elected, once it has dealt with what it was sent.
+    pub(super) fn may_stand(&mut self, at: usize) -> bool {
+        if !self.is_up(at) {
+            return false;
+        }
+        self.calm(at);
+        self.electable(at)
+    }
+
+    /// Until this node has nothing to do.
+    pub(super) fn calm(&mut self, at: usize) {
+        for _ in 0..100 {
+            if !self.step(at) && !self.hear() {
+                return;
+            }
+        }
+    }
+
+    pub(super) fn let_pass(&self, time: Duration) {
+        self.clock.pass(time);
+    }
+
+    /// Something of what is under way, by chance.
+    pub(super) fn some_of_a_round(&mut self, random: &mut SeededRandom) {
+        let at = random.index(self.nodes.len());
+        match random.below(5) {
+            0 => {
+                self.hear();
+            }
+            1 => self.count(),
+            2 => {
+                self.replicate(at);
+            }
+            _ if self.is_up(at) => {
+                self.step(at);
+            }
+            _ => {}
+        }
+    }
+
+    /// How many states two or more nodes had.
+    pub(super) fn compared(&self) -> usize {
+        self.compared
+    }
+
+    /// Publishes at the leader, if that captures the subject.
+    pub(super) fn try_publish(
+        &self,
+        subject: &str,
+        id: &str,
+        payload: &str,
+    ) -> Option<Pending<PublishOutcome>> {
+        let headers = Builder::new().header("Nats-Msg-Id", id).finish();
+        let router = self.router(self.leader);
+        router.publish(subject.to_owned(), headers, payload.to_owned()).ok().map(Pending::of)
     }
 
     /// One round of everything that is under way.
