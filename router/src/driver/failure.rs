@@ -113,7 +113,9 @@ impl Driver {
 
     pub(super) fn refuse(&mut self, command: Command) {
         match command {
-            Command::Publish { publish, reply } => self.refuse_publish(publish.stream, reply, GiveUp::LogFailed),
+            Command::Publish { publish, reply } => {
+                self.refuse_publish(publish.stream, reply, GiveUp::LogFailed)
+            }
             Command::PublishAll(batch) => {
                 let (bytes, rows) = batch.into_rows();
                 for row in rows {
