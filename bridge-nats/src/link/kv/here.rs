@@ -188,9 +188,9 @@ async fn ask(router: &Router, request: Request) -> Result<Response, ApiError> {
 }
 
 fn serves(router: &Router) -> bool {
-    use beamlog_router::Health::{Closed, InsufficientStorage, LogFailed, Serving};
+    use beamlog_router::Health::{Closed, Damaged, InsufficientStorage, LogFailed, Serving};
     match router.health() {
-        Serving | InsufficientStorage => true,
+        Serving | InsufficientStorage | Damaged { .. } => true,
         LogFailed { .. } | Closed => false,
     }
 }
