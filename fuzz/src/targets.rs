@@ -34,6 +34,7 @@ targets! {
     headers,
     identity,
     interest,
+    raft_rpc,
     segment_open,
     subject_filter,
 }
