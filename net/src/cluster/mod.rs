@@ -268,7 +268,8 @@ impl Inner {
     }
 
     async fn confirm(&self) -> bool {
-        self.raft.get_read_log_id(openraft::ReadPolicy::ReadIndex).await.is_ok()
+        let asked = self.raft.get_read_log_id(openraft::ReadPolicy::ReadIndex);
+        matches!(crate::runtime::timeout(self.options.election.1, asked).await, Ok(Ok(_)))
     }
 }
 

@@ -69,6 +69,8 @@ pub struct MemberStatus {
     pub lag: Option<u64>,
     /// How long ago it was heard of. Only a leader knows.
     pub heard: Option<Duration>,
+    /// Why a leader does not take its word: it lost what it held, and must be replaced by a new node.
+    pub refused: Option<String>,
 }
 
 /// A cluster as one node sees it.
@@ -117,6 +119,7 @@ pub(super) fn of(inner: &Inner) -> ClusterStatus {
                 durable: held,
                 lag: if leads { held.map(|held| last.index.0.saturating_sub(held.0)) } else { None },
                 heard: heard.map(|at| now - at.into_inner()),
+                refused: inner.books.refused(*id),
             }
         })
         .collect();
@@ -133,14 +136,11 @@ pub(super) fn of(inner: &Inner) -> ClusterStatus {
     }
 }
 
-/// How long ago this leader last heard of a quorum, at `now`; `None` if it does not lead.
-pub(super) fn quorum_age(inner: &Inner, now: Moment) -> Option<Duration> {
+/// When this leader last heard of a quorum, if it has; `None` if it does not lead.
+pub(super) fn quorum_acked(inner: &Inner) -> Option<Option<Moment>> {
     let metrics = inner.raft.metrics();
     let metrics = metrics.borrow_watched();
-    if metrics.state != ServerState::Leader {
-        return None;
-    }
-    Some(metrics.last_quorum_acked.map_or(Duration::MAX, |at| now - at.into_inner()))
+    (metrics.state == ServerState::Leader).then(|| metrics.last_quorum_acked.map(|at| at.into_inner()))
 }
 
 /// The term of a state, as the rest of the node counts it.

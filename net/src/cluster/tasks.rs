@@ -11,7 +11,7 @@ use super::{Cluster, ClusterState, Inner, Standing, seat::Word, status};
 use crate::{
     peer::PeerId,
     raft::{Data, raft_index},
-    runtime,
+    runtime::{self, Moment},
 };
 
 pub(super) fn start(cluster: &Cluster, inbox: mpsc::UnboundedReceiver<Word>) {
@@ -66,6 +66,8 @@ async fn propose(inner: &Arc<Inner>, proposal: Proposal) {
 async fn watch(inner: Arc<Inner>) {
     let mut metrics = inner.raft.metrics();
     let mut had_quorum = true;
+    // The term in which this node leads, and since when: before that it cannot have heard of a quorum.
+    let mut leads = None;
     loop {
         let tick = runtime::sleep(inner.options.heartbeat);
         match futures_util::future::select(Box::pin(metrics.changed()), tick).await {
@@ -78,23 +80,18 @@ async fn watch(inner: Arc<Inner>) {
         if inner.ended() {
             return;
         }
-        let (state, failed) = look(&inner, &metrics);
+        let (state, failed) = look(&inner, &metrics, &mut leads);
         if let Some(reason) = failed {
             inner.failed(reason);
             return;
         }
-        if state.standing == Standing::Leader && state.quorum != had_quorum {
-            if state.quorum {
-                tracing::info!(term = state.term, "a quorum is reached again");
-                // The driver leads again once an entry is committed.
-                inner.books.quorum_back();
-                let inner = Arc::clone(&inner);
-                drop(runtime::spawn(async move { drop(inner.raft.write_blank().await) }));
-            } else {
-                tracing::warn!(term = state.term, "no quorum is reached: nothing is acknowledged");
-                inner.books.quorum_lost();
-            }
-            had_quorum = state.quorum;
+        if state.standing == Standing::Leader && !state.quorum && had_quorum {
+            tracing::warn!(term = state.term, "no quorum is reached: this node serves nobody");
+            inner.books.quorum_lost();
+            had_quorum = false;
+        } else if state.standing == Standing::Leader && state.quorum && !had_quorum {
+            // The driver gave this leadership up. Another node begins a new one.
+            inner.hand_over().await;
         } else if state.standing != Standing::Leader {
             had_quorum = true;
         }
@@ -119,6 +116,7 @@ fn look(
         crate::raft::Types,
         openraft::RaftMetrics<crate::raft::Types>,
     >,
+    leads: &mut Option<(u64, Moment)>,
 ) -> (ClusterState, Option<String>) {
     let metrics = metrics.borrow_watched();
     let failed = metrics.running_state.as_ref().err().map(ToString::to_string);
@@ -139,9 +137,18 @@ fn look(
     let leader = metrics.current_leader.map(PeerId);
     let term = metrics.current_term;
     drop(metrics);
-    let quorum = match status::quorum_age(inner, runtime::now()) {
-        Some(age) => alone || age < inner.options.election.1,
-        None => leader.is_some(),
+    let now = runtime::now();
+    let quorum = match status::quorum_acked(inner) {
+        Some(acked) => {
+            let (of, since) = *leads.get_or_insert((term, now));
+            let since = if of == term { since } else { now };
+            *leads = Some((term, since));
+            alone || now - acked.unwrap_or(since).max(since) < inner.options.election.1
+        }
+        None => {
+            *leads = None;
+            leader.is_some()
+        }
     };
     (ClusterState { standing, term, leader, quorum }, failed)
 }
@@ -189,9 +196,15 @@ impl Inner {
         tracing::error!(%reason, "this node is fenced: it neither votes nor leads until it is repaired");
         self.handler.fence(reason);
         self.raft.runtime_config().elect(false);
-        if self.books.leads().is_some()
-            && let Some(successor) = self.successor()
-        {
+        if self.books.leads().is_some() {
+            self.hand_over().await;
+        }
+    }
+
+    /// Asks the voter that holds most to lead.
+    async fn hand_over(&self) {
+        if let Some(successor) = self.successor() {
+            // Raft has stopped if it does not take it.
             drop(self.raft.trigger().transfer_leader(successor).await);
         }
     }

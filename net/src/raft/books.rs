@@ -48,7 +48,9 @@ pub(crate) struct Report {
 pub(crate) enum BadReport {
     #[error("it says that it took entries up to {matched} and has only {durable} on its disk")]
     NotDurable { matched: Index, durable: Index },
-    #[error("it has only entries up to {durable} and once held committed ones up to {held}")]
+    #[error(
+        "it has only entries up to {durable} and once held those up to {held}: it lost what it acknowledged"
+    )]
     Regressed { durable: Index, held: Index },
     #[error("it says that it has entry {matched}, and {last} is the last one there is")]
     BeyondLast { matched: Index, last: Index },
@@ -81,6 +83,8 @@ struct Page {
     committed: Index,
     /// Under any leadership: the last committed entry that each peer is known to have had on its disk.
     held: BTreeMap<u64, Index>,
+    /// Why peers are refused.
+    refused: BTreeMap<u64, String>,
     /// By the index of their entries.
     memberships: BTreeMap<Index, Membership>,
 }
@@ -143,6 +147,7 @@ impl Books {
     pub(crate) fn membership(&self, id: EntryId, membership: Membership) {
         let mut page = self.page();
         page.memberships.insert(id.index, membership);
+        // An old one that was read again goes at once.
         while page.memberships.len() > MEMBERSHIPS_KEPT {
             page.memberships.pop_first();
         }
@@ -171,19 +176,11 @@ impl Books {
         }
     }
 
-    /// This node cannot reach a quorum: it serves nobody until it has one again.
+    /// This node cannot reach a quorum: its driver serves nobody any more under this leadership.
     pub(crate) fn quorum_lost(&self) {
         let page = self.page();
         if page.leads.is_some() {
             self.shard.step_down();
-        }
-    }
-
-    /// It has one again, under the same leadership.
-    pub(crate) fn quorum_back(&self) {
-        let page = self.page();
-        if let Some(term) = page.leads {
-            self.shard.become_leader(Term(term));
         }
     }
 
@@ -193,7 +190,29 @@ impl Books {
         page.told = page.told.max(committed);
     }
 
-    /// A peer answered an append of ours. `last` is the last entry of our log.
+    /// A peer answered an append of this term, and says what is on its disk. A peer that holds less than it did
+    /// must not be seen by openraft, which would take its own books for wrong (FAULTS 7.3).
+    pub(crate) fn answered(&self, peer: u64, term: Term, durable: EntryId) -> Result<(), BadReport> {
+        let mut page = self.page();
+        let mut held = page.held.get(&peer).copied().unwrap_or_default();
+        if page.leads == Some(term.0) {
+            held = held.max(page.peers.get(&peer).map_or(Index(0), |id| id.index));
+        }
+        if durable.index < held {
+            let bad = BadReport::Regressed { durable: durable.index, held };
+            page.refused.insert(peer, bad.to_string());
+            return Err(bad);
+        }
+        page.refused.remove(&peer);
+        Ok(())
+    }
+
+    /// Why a peer is refused.
+    pub(crate) fn refused(&self, peer: u64) -> Option<String> {
+        self.page().refused.get(&peer).cloned()
+    }
+
+    /// A peer took what it was sent. `last` is the last entry of our log.
     pub(crate) fn reported(&self, peer: u64, report: Report, last: Index) -> Result<(), BadReport> {
         let Report { term, matched, durable } = report;
         let mut page = self.page();
@@ -202,9 +221,6 @@ impl Books {
         }
         if durable.index < matched.index {
             return Err(BadReport::NotDurable { matched: matched.index, durable: durable.index });
-        }
-        if let Some(held) = page.held.get(&peer).filter(|held| durable.index < **held) {
-            return Err(BadReport::Regressed { durable: durable.index, held: *held });
         }
         if page.leads != Some(term.0) {
             return Ok(());
@@ -254,6 +270,7 @@ impl Books {
     pub(crate) fn forget(&self, peer: u64) {
         let mut page = self.page();
         page.held.remove(&peer);
+        page.refused.remove(&peer);
         page.peers.remove(&peer);
     }
 

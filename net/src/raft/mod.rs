@@ -18,6 +18,9 @@ mod storage;
 mod types;
 pub mod wire;
 
+#[cfg(test)]
+mod tests;
+
 pub(crate) use books::{Books, Report};
 pub(crate) use control::{begin_membership, has_membership};
 pub(crate) use handler::{RaftHandler, code, decode};

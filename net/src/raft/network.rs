@@ -171,6 +171,8 @@ impl RaftNetworkV2<Types> for Link {
         else {
             return Err(self.unexpected());
         };
+        let term = Term(rpc.vote.leader_id().term);
+        self.links.books.answered(self.target, term, durable).map_err(|bad| self.lie(bad.to_string()))?;
         let matched = match outcome {
             Outcome::Taken => last,
             Outcome::Partly(id) => {
@@ -197,7 +199,7 @@ impl RaftNetworkV2<Types> for Link {
                 return Ok(AppendEntriesResponse::HigherVote(raft_vote(vote)));
             }
         };
-        let report = Report { term: Term(rpc.vote.leader_id().term), matched, durable };
+        let report = Report { term, matched, durable };
         let books = &self.links.books;
         books
             .reported(self.target, report, self.links.storage.last().index)

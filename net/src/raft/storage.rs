@@ -162,7 +162,12 @@ impl Storage {
             if let Some(until) = older {
                 let entries = self.inner.shard.read(from, until, READ_BYTES).await?;
                 for entry in entries {
-                    found.push(control::entry_of(entry)?);
+                    let entry = control::entry_of(entry)?;
+                    // openraft reads what is not folded when it starts: so the books learn of it too.
+                    if let Some(membership) = entry.get_membership() {
+                        self.inner.books.membership(entry_id(Some(&entry.log_id)), membership);
+                    }
+                    found.push(entry);
                 }
             }
             let new = found.get(before..).unwrap_or_default();

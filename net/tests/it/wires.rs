@@ -10,14 +10,17 @@ use std::{
 };
 
 use beamlog_net::{
-    peer::{BoxFuture, CallError, Introduction, Lane, PeerHandler, PeerId, PeerTransport, Role, SendError, Session},
+    peer::{
+        BoxFuture, CallError, Introduction, Lane, PeerHandler, PeerId, PeerTransport, Role, SendError,
+        Session,
+    },
     runtime,
 };
 use bytes::Bytes;
 
 /// All wires of a test.
 #[derive(Clone, Default)]
-pub struct Wires {
+pub(super) struct Wires {
     inner: Arc<Mutex<Inner>>,
 }
 
@@ -47,23 +50,28 @@ impl Wires {
     }
 
     /// A node is there from now on.
-    pub fn plug(&self, id: PeerId, handler: Arc<dyn PeerHandler>, claims: Arc<dyn Fn() -> Bytes + Send + Sync>) {
+    pub(super) fn plug(
+        &self,
+        id: PeerId,
+        handler: Arc<dyn PeerHandler>,
+        claims: Arc<dyn Fn() -> Bytes + Send + Sync>,
+    ) {
         let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
         self.lock().nodes.insert(id, Node { handler, claims, number });
     }
 
     /// A node is not there any more.
-    pub fn unplug(&self, id: PeerId) {
+    pub(super) fn unplug(&self, id: PeerId) {
         self.lock().nodes.remove(&id);
     }
 
     /// Nothing arrives from `from` at `to`.
-    pub fn cut(&self, from: PeerId, to: PeerId) {
+    pub(super) fn cut(&self, from: PeerId, to: PeerId) {
         self.lock().cut.insert((from, to));
     }
 
     /// A node hears and says nothing.
-    pub fn isolate(&self, id: PeerId) {
+    pub(super) fn isolate(&self, id: PeerId) {
         let mut inner = self.lock();
         let others: Vec<PeerId> = inner.nodes.keys().copied().collect();
         for other in others {
@@ -73,7 +81,7 @@ impl Wires {
     }
 
     /// Everything arrives, at once.
-    pub fn heal(&self) {
+    pub(super) fn heal(&self) {
         let mut inner = self.lock();
         inner.cut.clear();
         inner.lost = 0;
@@ -81,14 +89,14 @@ impl Wires {
     }
 
     /// Of a thousand messages so many are lost, and the others take up to `delay`.
-    pub fn worsen(&self, lost: u64, delay: Duration) {
+    pub(super) fn worsen(&self, lost: u64, delay: Duration) {
         let mut inner = self.lock();
         inner.lost = lost;
         inner.delay = delay;
     }
 
     /// The transport of a node.
-    pub fn of(&self, id: PeerId) -> Arc<dyn PeerTransport> {
+    pub(super) fn of(&self, id: PeerId) -> Arc<dyn PeerTransport> {
         Arc::new(Wire { wires: self.clone(), from: id })
     }
 

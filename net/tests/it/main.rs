@@ -1,0 +1,6 @@
+//! Nodes that replicate each other, in one process.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod replicate;
+mod wires;
+mod world;
