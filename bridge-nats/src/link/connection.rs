@@ -258,7 +258,7 @@ impl Identity {
             Credentials::NKey(seed) => Self::Key(key_pair(&read_secret("the seed", seed).await?)?),
             Credentials::Creds(creds) => {
                 let text = read_secret("the credentials", creds).await?;
-                let jwt = section(&text, "USER JWT").ok_or(ConnectError::Unusable("the credentials"))?;
+                let jwt = section(&text, "NATS USER JWT").ok_or(ConnectError::Unusable("the credentials"))?;
                 let seed =
                     section(&text, "USER NKEY SEED").ok_or(ConnectError::Unusable("the credentials"))?;
                 Self::Jwt { jwt: jwt.to_owned(), key: key_pair(seed)? }
@@ -295,12 +295,11 @@ fn key_pair(seed: &str) -> Result<Arc<nkeys::KeyPair>, ConnectError> {
     nkeys::KeyPair::from_seed(seed).map(Arc::new).map_err(|_invalid| ConnectError::Unusable("the seed"))
 }
 
-/// What stands between `-----BEGIN <name>-----` and the line of dashes that ends it.
+/// The line behind `-----BEGIN <name>-----`. Not up to the dashes that end it: the text may have dashes too.
 fn section<'a>(text: &'a str, name: &str) -> Option<&'a str> {
-    let begin = text.find(&format!("BEGIN {name}"))?;
-    let body = text.get(begin..)?.split_once('\n')?.1;
-    let end = body.find("---")?;
-    Some(body.get(..end)?.trim()).filter(|body| !body.is_empty())
+    let mut lines = text.lines().map(str::trim).skip_while(|line| !line.contains(&format!("BEGIN {name}")));
+    lines.next()?;
+    lines.find(|line| !line.is_empty()).filter(|line| !line.starts_with("---"))
 }
 
 async fn read_secret(what: &str, secret: &Secret) -> Result<String, ConnectError> {

@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 
 use crate::link_world::{Site, Upstream, link, until};
 
-fn bucket(name: &str) -> RuleConfig {
+pub(crate) fn bucket(name: &str) -> RuleConfig {
     RuleConfig { bucket: Some(name.to_owned()), ..RuleConfig::default() }
 }
 
@@ -18,12 +18,12 @@ fn owned(name: &str, by: BucketConflict) -> RuleConfig {
     RuleConfig { conflict: Some(by), ..bucket(name) }
 }
 
-async fn make(client: &Client, name: &str) -> Store {
+pub(crate) async fn make(client: &Client, name: &str) -> Store {
     let config = Config { bucket: name.to_owned(), history: 5, ..Config::default() };
     jetstream::new(client.clone()).create_key_value(config).await.unwrap()
 }
 
-async fn open(client: &Client, name: &str) -> Store {
+pub(crate) async fn open(client: &Client, name: &str) -> Store {
     let mut found = None;
     until(&format!("there is a bucket {name}"), async || {
         found = jetstream::new(client.clone()).get_key_value(name).await.ok();

@@ -66,13 +66,7 @@ impl Upstream {
 
     pub(crate) fn begin(&mut self) {
         let file = self.directory.path().join("server.conf");
-        let text = format!(
-            "listen: 127.0.0.1:{}\njetstream: {{ store_dir: {:?} }}\n{}\n",
-            self.port,
-            self.directory.path().join("data"),
-            self.configuration
-        );
-        std::fs::write(&file, text).unwrap();
+        std::fs::write(&file, self.text()).unwrap();
         let mut process =
             Command::new(nats_binary()).arg("-c").arg(&file).stderr(Stdio::piped()).spawn().unwrap();
         let mut log = BufReader::new(process.stderr.take().unwrap()).lines();
@@ -86,6 +80,16 @@ impl Upstream {
         // Read on, or it would block on a full pipe.
         std::thread::spawn(move || log.for_each(drop));
         self.process = Some(process);
+    }
+
+    fn text(&self) -> String {
+        // A configuration that says more of JetStream says it first.
+        let (jetstream, rest) = match self.configuration.strip_prefix("jetstream: ") {
+            Some(said) => said.split_once('\n').unwrap_or((said, "")),
+            None => ("", self.configuration.as_str()),
+        };
+        let data = self.directory.path().join("data");
+        format!("listen: 127.0.0.1:{}\njetstream: {{ store_dir: {data:?}{jetstream} }}\n{rest}\n", self.port)
     }
 
     pub(crate) fn kill(&mut self) {
@@ -104,12 +108,7 @@ impl Upstream {
     pub(crate) fn reload(&mut self, configuration: &str) {
         self.configuration = configuration.to_owned();
         let file = self.directory.path().join("server.conf");
-        let text = format!(
-            "listen: 127.0.0.1:{}\njetstream: {{ store_dir: {:?} }}\n{configuration}\n",
-            self.port,
-            self.directory.path().join("data"),
-        );
-        std::fs::write(file, text).unwrap();
+        std::fs::write(file, self.text()).unwrap();
         self.signal("-HUP");
     }
 

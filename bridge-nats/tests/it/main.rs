@@ -10,6 +10,7 @@ mod jetstream_clients;
 mod jetstream_python;
 mod jetstream_servers;
 mod limits;
+mod link_access;
 mod link_core;
 mod link_kv;
 mod link_world;
