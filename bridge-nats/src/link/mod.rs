@@ -7,20 +7,23 @@
 //!
 //! A **session** is one connection and never survives it: nothing that was meant for a connection that is
 //! gone is sent on the next one, where it could arrive behind what was asked meanwhile.
-#![allow(dead_code, reason = "the rules that use it are being written")]
 
 mod connection;
 mod core;
+mod dead;
 mod diff;
 mod export;
 mod headers;
 mod import;
 mod kv;
 mod limit;
+mod local;
 pub mod mapping;
 pub mod rules;
 mod runtime;
 pub mod status;
+mod trail;
+mod window;
 
 pub use diff::{RuleDiff, Side};
 pub use runtime::{LinkError, Links};

@@ -13,6 +13,7 @@ mod limits;
 mod link_access;
 mod link_core;
 mod link_kv;
+mod link_streams;
 mod link_world;
 mod node;
 mod raw;

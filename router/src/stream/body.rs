@@ -121,7 +121,7 @@ impl StreamBody {
 
     /// The first living message at or after `from`.
     pub(crate) fn living_from(&self, from: Sequence) -> Option<Sequence> {
-        let at = not_deleted_from(&self.deleted, from.max(self.first).0);
+        let at = not_in(&self.deleted, from.max(self.first).0);
         (at <= self.last.0).then_some(Sequence(at))
     }
 
@@ -242,7 +242,7 @@ impl StreamBody {
             self.deleted.insert_range(start..=end);
             return;
         }
-        let first = not_deleted_from(&self.deleted, self.first.0.max(end + 1));
+        let first = not_in(&self.deleted, self.first.0.max(end + 1));
         self.deleted.remove_range(..first);
         self.first = Sequence(first);
     }
@@ -395,24 +395,24 @@ impl StreamBody {
 }
 
 /// The first number at or after `from` that is not in the set. Gaps may be of any length.
-fn not_deleted_from(deleted: &RoaringTreemap, from: u64) -> u64 {
+pub(crate) fn not_in(set: &RoaringTreemap, from: u64) -> u64 {
     let mut at = from;
     for _ in 0..32 {
-        if !deleted.contains(at) {
+        if !set.contains(at) {
             return at;
         }
         at += 1;
     }
     // Everything from `at` to before `at + known` is in it.
     let mut step = 64;
-    while deleted.range_cardinality(at..at + step) == step {
+    while set.range_cardinality(at..at + step) == step {
         at += step;
         step = step.saturating_mul(2).min(1 << 62);
     }
     let (mut low, mut high) = (0, step);
     while low < high {
         let middle = low + (high - low) / 2;
-        if deleted.range_cardinality(at..=at + middle) == middle + 1 {
+        if set.range_cardinality(at..=at + middle) == middle + 1 {
             low = middle + 1;
         } else {
             high = middle;

@@ -13,8 +13,10 @@ use std::collections::BTreeMap;
 use beamlog_log::{Sequence, Timestamp};
 use roaring::RoaringTreemap;
 
+use crate::stream::body::not_in;
+
 /// The header of a stored message that says where it came from: stream, epoch, sequence, time in
-/// nanoseconds, and `keep` if it has the sequence that it had there.
+/// nanoseconds, `keep` if it has the sequence that it had there, and `after=` the one that came before it.
 pub const ORIGIN_HEADER: &str = "Beamlog-Origin";
 
 /// Origins that one stream takes messages from.
@@ -34,15 +36,19 @@ pub struct Provenance {
     pub time: Timestamp,
     /// It is to have its sequence of there here too; what is missing before it is skipped.
     pub keep_sequence: bool,
+    /// It is only stored when this one of the same origin is here: a message is not overtaken by those that
+    /// were sent behind it.
+    pub after: Option<Sequence>,
 }
 
 impl Provenance {
     /// The value of [`ORIGIN_HEADER`].
     #[must_use]
     pub fn to_header(&self) -> String {
-        let Self { stream, epoch, sequence, time, keep_sequence } = self;
+        let Self { stream, epoch, sequence, time, keep_sequence, after } = self;
         let keep = if *keep_sequence { " keep" } else { "" };
-        format!("{stream} {epoch} {} {}{keep}", sequence.0, time.0)
+        let after = after.map(|after| format!(" after={}", after.0)).unwrap_or_default();
+        format!("{stream} {epoch} {} {}{keep}{after}", sequence.0, time.0)
     }
 
     /// Reads a value of [`ORIGIN_HEADER`].
@@ -54,19 +60,16 @@ impl Provenance {
         // Zero is no sequence, and behind the last one there must be room.
         let sequence = parts.next()?.parse().ok().filter(|at| *at > 0 && *at < u64::MAX / 2)?;
         let time = parts.next()?.parse().ok()?;
-        let keep_sequence = match parts.next() {
-            None => false,
-            Some("keep") => true,
-            Some(_) => return None,
-        };
-        let whole = parts.next().is_none();
-        whole.then_some(Self {
-            stream,
-            epoch,
-            sequence: Sequence(sequence),
-            time: Timestamp(time),
-            keep_sequence,
-        })
+        let (mut keep_sequence, mut after) = (false, None);
+        for part in parts {
+            match (part, part.strip_prefix("after=")) {
+                ("keep", _) if !keep_sequence => keep_sequence = true,
+                (_, Some(sequence)) if after.is_none() => after = Some(Sequence(sequence.parse().ok()?)),
+                _ => return None,
+            }
+        }
+        let (sequence, time) = (Sequence(sequence), Timestamp(time));
+        Some(Self { stream, epoch, sequence, time, keep_sequence, after })
     }
 }
 
@@ -80,12 +83,21 @@ pub struct OriginInfo {
     /// When that message was stored there.
     pub highest_time: Timestamp,
     pub messages: u64,
+    /// Everything from the lowest sequence that is here up to this one is here.
+    pub contiguous: Sequence,
 }
 
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Seen {
     pub(crate) sequences: RoaringTreemap,
     pub(crate) highest_time: Timestamp,
+}
+
+impl Seen {
+    fn contiguous(&self) -> Sequence {
+        let Some(lowest) = self.sequences.min() else { return Sequence(0) };
+        Sequence(not_in(&self.sequences, lowest) - 1)
+    }
 }
 
 /// What a stream has of all origins.
@@ -102,6 +114,8 @@ pub(crate) struct Origins {
 pub(crate) enum Known {
     New,
     Duplicate,
+    /// The one that came before it is not here.
+    OutOfOrder,
     TooManyOrigins,
 }
 
@@ -109,7 +123,11 @@ impl Origins {
     pub(crate) fn judge(&self, from: &Provenance) -> Known {
         match self.seen.get(&(from.stream.clone(), from.epoch)) {
             Some(seen) if seen.sequences.contains(from.sequence.0) => Known::Duplicate,
+            Some(seen) if from.after.is_some_and(|after| !seen.sequences.contains(after.0)) => {
+                Known::OutOfOrder
+            }
             Some(_) => Known::New,
+            None if from.after.is_some() => Known::OutOfOrder,
             None if self.seen.len() >= ORIGINS_MAX => Known::TooManyOrigins,
             None => Known::New,
         }
@@ -140,6 +158,7 @@ impl Origins {
                 highest: Sequence(seen.sequences.max().unwrap_or(0)),
                 highest_time: seen.highest_time,
                 messages: seen.sequences.len(),
+                contiguous: seen.contiguous(),
             })
             .collect()
     }
@@ -156,6 +175,7 @@ mod tests {
             sequence: Sequence(sequence),
             time: Timestamp(sequence * 10),
             keep_sequence: false,
+            after: None,
         }
     }
 
@@ -163,14 +183,33 @@ mod tests {
     fn a_header_says_what_it_was_made_of() {
         let kept = Provenance { keep_sequence: true, ..from(5) };
         assert_eq!(kept.to_header(), "S 7 5 50 keep");
-        for provenance in [from(1), kept] {
+        let behind = Provenance { after: Some(Sequence(4)), ..kept.clone() };
+        for provenance in [from(1), kept, behind] {
             assert_eq!(Provenance::parse(provenance.to_header().as_bytes()), Some(provenance));
         }
-        for broken in
-            ["", "S", "S 7", "S 7 5", "S 7 0 50", "S 7 5 50 x", "S 7 5 50 keep x", " 7 5 50", "S -7 5 50"]
-        {
+        for broken in [
+            "",
+            "S",
+            "S 7",
+            "S 7 5",
+            "S 7 0 50",
+            "S 7 5 50 x",
+            "S 7 5 50 keep x",
+            "S 7 5 50 after=",
+            " 7 5 50",
+            "S -7 5 50",
+        ] {
             assert_eq!(Provenance::parse(broken.as_bytes()), None, "{broken:?}");
         }
+    }
+
+    #[test]
+    fn a_message_does_not_overtake_the_one_before_it() {
+        let mut origins = Origins::default();
+        let behind = Provenance { after: Some(Sequence(1)), ..from(2) };
+        assert_eq!(origins.judge(&behind), Known::OutOfOrder);
+        origins.stored(from(1).to_header().as_bytes());
+        assert_eq!(origins.judge(&behind), Known::New);
     }
 
     #[test]
@@ -185,6 +224,7 @@ mod tests {
         assert_eq!(origins.judge(&Provenance { epoch: 8, ..from(5) }), Known::New);
         origins.stored(from(3).to_header().as_bytes());
         let info = origins.infos().remove(0);
+        assert_eq!(info.contiguous, Sequence(3));
         assert_eq!((info.highest, info.highest_time, info.messages), (Sequence(5), Timestamp(50), 4));
     }
 }

@@ -88,6 +88,9 @@ impl StreamBody {
                     Known::New => {}
                     // Where it was stored is not kept.
                     Known::Duplicate => return Ok(Verdict::Duplicate(Sequence(0))),
+                    Known::OutOfOrder => {
+                        return Err(PublishRefusal::WrongLastSequence { actual: self.last });
+                    }
                     Known::TooManyOrigins => return Err(PublishRefusal::TooManyOrigins),
                 }
                 if from.keep_sequence {

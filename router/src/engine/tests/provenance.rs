@@ -13,6 +13,7 @@ fn from(sequence: u64) -> Provenance {
         sequence: Sequence(sequence),
         time: Timestamp(sequence),
         keep_sequence: false,
+        after: None,
     }
 }
 

@@ -133,7 +133,15 @@ impl History {
         let (stream, keep_sequence) = [("A", false), ("B", true)][usize::from(self.below(2) == 0)];
         let sequence = Sequence((last + self.below(9)).saturating_sub(5).max(1));
         let epoch = self.below(2);
-        Provenance { stream: stream.into(), epoch, sequence, time: self.shard.now, keep_sequence }.to_header()
+        Provenance {
+            stream: stream.into(),
+            epoch,
+            sequence,
+            time: self.shard.now,
+            keep_sequence,
+            after: None,
+        }
+        .to_header()
     }
 
     fn ack(&mut self) {

@@ -1,0 +1,333 @@
+//! The stream that is imported and our durable consumer of it: where to begin, and what a stream that was
+//! made anew or set back means.
+
+use async_nats::jetstream::consumer::pull::{Config, Stream};
+use async_nats::jetstream::consumer::{AckPolicy, Consumer, DeliverPolicy};
+use async_nats::jetstream::context::ConsumerInfoErrorKind;
+use async_nats::jetstream::stream::{RawMessageErrorKind, RetentionPolicy};
+use async_nats::{HeaderMap, Subject};
+use beamlog_router::stream::OriginInfo;
+use bytes::Bytes;
+use futures_util::{FutureExt as _, StreamExt as _};
+use std::time::Duration;
+
+use crate::link::connection::Session;
+use crate::link::export::epoch;
+use crate::link::rules::{ImportStream, StartFrom};
+use crate::link::trail::StreamKey;
+
+/// Messages of one pull.
+const PULL_MAX: usize = 500;
+/// Deliveries without an ack.
+const UNACKED_MAX: i64 = 8192;
+/// What is in hand is stored long before, unless we are gone.
+const ACK_WAIT: Duration = Duration::from_secs(60);
+/// A pull that hears nothing for twice this long has been forgotten there.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// What must be known of a stream there.
+#[derive(Clone, Debug)]
+pub(super) struct There {
+    pub(super) name: String,
+    pub(super) epoch: u64,
+    pub(super) subjects: Vec<String>,
+    pub(super) last: u64,
+    retention: RetentionPolicy,
+}
+
+pub(super) async fn stream(session: &Session, name: &str) -> Result<There, String> {
+    let stream = session.jetstream.get_stream(name).await;
+    let stream = stream.map_err(|error| format!("stream {name} there: {error}"))?;
+    let info = stream.cached_info();
+    Ok(There {
+        name: name.to_owned(),
+        epoch: epoch(info),
+        subjects: info.config.subjects.clone(),
+        last: info.state.last_sequence,
+        retention: info.config.retention,
+    })
+}
+
+/// From where, and under which name, a stream is read.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Plan {
+    pub(super) key: StreamKey,
+    /// Where to begin if there is no consumer there, or it has gone astray.
+    begin: Begin,
+    /// The consumer there knows a past that is no more.
+    pub(super) discard: bool,
+    /// What an operator should know.
+    pub(super) note: Option<String>,
+    all_acks: bool,
+    may_recreate: bool,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Begin {
+    All,
+    New,
+    Sequence(u64),
+    /// Nanoseconds since 1970.
+    Time(u64),
+}
+
+/// Epochs of one stream that was set back are counted up from when it was made.
+const SETBACKS_MAX: u64 = 1000;
+
+/// Decides from what is there and what came from there so far. Pure.
+pub(super) fn plan(rule: &ImportStream, there: &There, origins: &[OriginInfo]) -> Plan {
+    let all_acks = matches!(there.retention, RetentionPolicy::Limits);
+    let may_recreate = !matches!(there.retention, RetentionPolicy::Interest);
+    let of_stream = |origin: &&OriginInfo| origin.stream == there.name;
+    let current = origins
+        .iter()
+        .filter(of_stream)
+        .filter(|origin| (there.epoch..there.epoch.saturating_add(SETBACKS_MAX)).contains(&origin.epoch))
+        .max_by_key(|origin| origin.epoch);
+    let plan = Plan {
+        key: StreamKey { name: there.name.clone(), epoch: there.epoch },
+        begin: Begin::All,
+        discard: false,
+        note: None,
+        all_acks,
+        may_recreate,
+    };
+    match current {
+        None if origins.iter().any(|origin| origin.stream == there.name) => Plan {
+            note: Some(format!("stream {} was made anew there: its messages are new ones", there.name)),
+            discard: true,
+            ..plan
+        },
+        None => Plan {
+            begin: match rule.start {
+                StartFrom::All => Begin::All,
+                StartFrom::New => Begin::New,
+                StartFrom::Sequence(sequence) => Begin::Sequence(sequence.max(1)),
+                StartFrom::Time(time) => Begin::Time(time),
+            },
+            ..plan
+        },
+        Some(current) if there.last < current.highest.0 => set_back(plan, current),
+        Some(current) => Plan {
+            key: StreamKey { epoch: current.epoch, ..plan.key.clone() },
+            begin: Begin::Sequence(current.contiguous.0 + 1),
+            ..plan
+        },
+    }
+}
+
+/// It lost its end (a backup was put in place, or a disk lied): what it stores now has sequences that we
+/// know with other messages. A new epoch, or all of that would be taken for duplicates.
+fn set_back(plan: Plan, current: &OriginInfo) -> Plan {
+    Plan {
+        key: StreamKey { epoch: current.epoch + 1, ..plan.key.clone() },
+        begin: Begin::Time(current.highest_time.0 + 1),
+        discard: true,
+        note: Some(format!(
+            "stream {} there is behind what came from it (sequence {}): it was set back; what it stores now is imported as new",
+            plan.key.name, current.highest
+        )),
+        ..plan
+    }
+}
+
+/// A stream that was set back and has grown past our watermark shows by the message at the watermark.
+pub(super) async fn verify(session: &Session, plan: Plan, origins: &[OriginInfo]) -> Result<Plan, String> {
+    let of_plan =
+        origins.iter().find(|origin| origin.stream == plan.key.name && origin.epoch == plan.key.epoch);
+    let Some(current) = of_plan else { return Ok(plan) };
+    let name = &plan.key.name;
+    let explain = |error: &dyn std::fmt::Display| format!("stream {name} there: {error}");
+    let stream = session.jetstream.get_stream_no_info(name).await.map_err(|error| explain(&error))?;
+    match stream.get_raw_message(current.highest.0).await {
+        Ok(message) => {
+            let time = u64::try_from(message.time.unix_timestamp_nanos()).unwrap_or(0);
+            Ok(if time == current.highest_time.0 { plan } else { set_back(plan, current) })
+        }
+        Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(plan),
+        Err(error) => Err(explain(&error)),
+    }
+}
+
+/// A message that was delivered.
+#[derive(Clone, Debug)]
+pub(super) struct Arrived {
+    pub(super) sequence: u64,
+    /// Nanoseconds since 1970.
+    pub(super) time: u64,
+    pub(super) subject: Subject,
+    pub(super) headers: Option<HeaderMap>,
+    pub(super) payload: Bytes,
+    pub(super) reply: Subject,
+}
+
+impl Arrived {
+    /// `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<deliveries>.<sequence>.<consumer sequence>.<time>.<pending>[.<token>]`
+    fn read(message: async_nats::Message) -> Option<Self> {
+        let reply = message.reply?;
+        let tokens: Vec<&str> = reply.split('.').collect();
+        let at = if tokens.len() == 9 { 5 } else { 7 };
+        let sequence = tokens.get(at)?.parse().ok().filter(|sequence| *sequence > 0)?;
+        let time = tokens.get(at + 2)?.parse().ok()?;
+        Some(Self {
+            sequence,
+            time,
+            subject: message.subject,
+            headers: message.headers,
+            payload: message.payload,
+            reply,
+        })
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        let headers = self.headers.iter().flat_map(HeaderMap::iter);
+        let headers: usize = headers
+            .map(|(name, values)| {
+                values
+                    .iter()
+                    .map(|value| AsRef::<str>::as_ref(name).len() + value.as_str().len())
+                    .sum::<usize>()
+            })
+            .sum();
+        self.subject.len() + headers + self.payload.len()
+    }
+}
+
+/// Our consumer there.
+pub(super) struct Upstream {
+    pub(super) key: StreamKey,
+    session: Session,
+    consumer: Consumer<Config>,
+    messages: Stream,
+    all_acks: bool,
+    /// An error that came while nobody waited.
+    failed: Option<String>,
+}
+
+impl Upstream {
+    /// Finds the consumer there or makes it. `anew`: what it delivered to us is forgotten here, so that it
+    /// has to deliver from its ack floor on, in order.
+    pub(super) async fn open(
+        session: &Session,
+        rule: &ImportStream,
+        name: &str,
+        plan: &Plan,
+        anew: bool,
+    ) -> Result<Self, String> {
+        let explain =
+            |error: &dyn std::fmt::Display| format!("our consumer of stream {} there: {error}", rule.stream);
+        let stream =
+            session.jetstream.get_stream_no_info(&rule.stream).await.map_err(|error| explain(&error))?;
+        let found = match stream.consumer_info(name).await {
+            Ok(info) => Some(info),
+            Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => None,
+            Err(error) => return Err(explain(&error)),
+        };
+        let policy = if plan.all_acks { AckPolicy::All } else { AckPolicy::Explicit };
+        let mut begin = plan.begin;
+        let mut exists = false;
+        if let Some(info) = &found {
+            let fits = info.config.ack_policy == policy
+                && info.config.filter_subject == rule.filter.clone().unwrap_or_default();
+            let forgotten = anew && info.num_ack_pending > 0;
+            if plan.discard || !fits || (forgotten && plan.may_recreate) {
+                if !plan.discard {
+                    // Everything up to there is durable here.
+                    begin = Begin::Sequence(info.ack_floor.stream_sequence + 1);
+                    if info.ack_floor.stream_sequence == 0 {
+                        begin = plan.begin;
+                    }
+                }
+                stream.delete_consumer(name).await.map_err(|error| explain(&error))?;
+            } else {
+                exists = true;
+            }
+        }
+        let config = Config {
+            durable_name: Some(name.to_owned()),
+            description: Some("a Beamlog link".to_owned()),
+            deliver_policy: match begin {
+                Begin::All => DeliverPolicy::All,
+                Begin::New => DeliverPolicy::New,
+                Begin::Sequence(start_sequence) => DeliverPolicy::ByStartSequence { start_sequence },
+                Begin::Time(time) => DeliverPolicy::ByStartTime { start_time: time_of(time) },
+            },
+            ack_policy: policy,
+            ack_wait: ACK_WAIT,
+            max_ack_pending: UNACKED_MAX,
+            filter_subject: rule.filter.clone().unwrap_or_default(),
+            ..Config::default()
+        };
+        let consumer = if exists {
+            stream.get_consumer(name).await.map_err(|error| explain(&error))?
+        } else {
+            stream.create_consumer(config).await.map_err(|error| explain(&error))?
+        };
+        let messages = consumer
+            .stream()
+            .max_messages_per_batch(PULL_MAX)
+            .heartbeat(HEARTBEAT)
+            .messages()
+            .await
+            .map_err(|error| explain(&error))?;
+        Ok(Self {
+            key: plan.key.clone(),
+            session: session.clone(),
+            consumer,
+            messages,
+            all_acks: plan.all_acks,
+            failed: None,
+        })
+    }
+
+    /// The next message. *Cancel safety*: may be dropped.
+    pub(super) async fn next(&mut self) -> Result<Arrived, String> {
+        if let Some(cause) = self.failed.take() {
+            return Err(cause);
+        }
+        loop {
+            match self.messages.next().await {
+                Some(Ok(message)) => {
+                    if let Some(arrived) = Arrived::read(message.message) {
+                        return Ok(arrived);
+                    }
+                }
+                Some(Err(error)) => return Err(format!("reading stream {} there: {error}", self.key.name)),
+                None => return Err(format!("reading stream {} there ended", self.key.name)),
+            }
+        }
+    }
+
+    /// The next message, if it is here.
+    pub(super) fn try_next(&mut self) -> Option<Arrived> {
+        match self.messages.next().now_or_never() {
+            Some(Some(Ok(message))) => Arrived::read(message.message),
+            Some(Some(Err(error))) => {
+                self.failed = Some(format!("reading stream {} there: {error}", self.key.name));
+                None
+            }
+            Some(None) | None => None,
+        }
+    }
+
+    /// Acks messages in order. An ack that is lost makes the message come again, and it is known then.
+    pub(super) async fn ack(&self, replies: &[Subject]) {
+        let of_all = replies.last().map(std::slice::from_ref).unwrap_or_default();
+        for reply in if self.all_acks { of_all } else { replies } {
+            // A connection that is gone is told of elsewhere.
+            drop(self.session.client.publish(reply.clone(), Bytes::new()).await);
+        }
+    }
+
+    /// How many messages there are that were not delivered yet.
+    pub(super) async fn pending(&mut self) -> Result<u64, String> {
+        let info = self.consumer.info().await;
+        let info =
+            info.map_err(|error| format!("our consumer of stream {} there: {error}", self.key.name))?;
+        Ok(info.num_pending)
+    }
+}
+
+fn time_of(nanos: u64) -> async_nats::datetime::DateTime {
+    async_nats::datetime::from_nanos(i128::from(nanos)).unwrap_or_else(|_| unreachable!("64 bits fit"))
+}

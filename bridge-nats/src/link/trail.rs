@@ -1,0 +1,218 @@
+//! Where a stored message has been, for streams: the id it is published with, the streams it has passed, and
+//! which headers cross a link.
+//!
+//! * `Nats-Msg-Id: <stream>@<epoch>:<sequence>`: the message of the stream it is exported from. What arrived
+//!   there is told by it, long after the window of ids.
+//! * `Beamlog-Hops`: the streams it has been in, as such ids, oldest first. It only keeps a message from
+//!   being carried back, so it need not be believed: who forges one harms his own message.
+//! * `Beamlog-Origin` ([`ORIGIN_HEADER`]): where a link brought it from. Written here, never taken over.
+//! * `Beamlog-Origin-Time`: when it was first stored, in nanoseconds since 1970.
+//! * `Beamlog-Msg-Id`: the id its own publisher gave it.
+//!
+//! An epoch is the time at which the stream was made, in nanoseconds: the same for all who look at it, and
+//! another one when it is made anew.
+
+use std::fmt;
+
+use async_nats::HeaderMap;
+use beamlog_router::stream::{ORIGIN_HEADER, Provenance};
+use beamlog_router::{Sequence, Timestamp, headers};
+
+use super::headers as crossing;
+
+pub(crate) const MESSAGE_ID: &str = "Nats-Msg-Id";
+pub(crate) const EXPECTED_LAST_ID: &str = "Nats-Expected-Last-Msg-Id";
+pub(crate) const EXPECTED_LAST: &str = "Nats-Expected-Last-Sequence";
+const HOPS: &str = "Beamlog-Hops";
+const ORIGIN_TIME: &str = "Beamlog-Origin-Time";
+const KEPT_ID: &str = "Beamlog-Msg-Id";
+
+/// Streams that a message may pass. Longer ways are mistakes.
+const HOPS_MAX: usize = 8;
+
+/// One stream, among all of that name that there ever were anywhere.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct StreamKey {
+    pub(crate) name: String,
+    pub(crate) epoch: u64,
+}
+
+impl fmt::Display for StreamKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.name, self.epoch)
+    }
+}
+
+impl StreamKey {
+    /// The id of its message with this sequence.
+    pub(crate) fn id(&self, sequence: u64) -> String {
+        format!("{self}:{sequence}")
+    }
+
+    /// The sequence of an id of this stream.
+    pub(crate) fn sequence_of(&self, id: &str) -> Option<u64> {
+        let (key, sequence) = parse(id)?;
+        (key == *self).then_some(sequence)
+    }
+}
+
+fn parse(id: &str) -> Option<(StreamKey, u64)> {
+    let (name, rest) = id.rsplit_once('@')?;
+    let (epoch, sequence) = rest.split_once(':')?;
+    Some((StreamKey { name: name.to_owned(), epoch: epoch.parse().ok()? }, sequence.parse().ok()?))
+}
+
+/// The way of a message up to here.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Trail {
+    hops: Vec<(StreamKey, u64)>,
+    time: Option<u64>,
+}
+
+impl Trail {
+    /// Of a message that is stored here.
+    pub(crate) fn of_block(block: &[u8]) -> Self {
+        let text = |name: &str| {
+            headers::find(block, name.as_bytes()).and_then(|value| std::str::from_utf8(value).ok())
+        };
+        let mut trail = Self::read(text(HOPS), text(ORIGIN_TIME));
+        if let Some(from) = text(ORIGIN_HEADER).and_then(|value| Provenance::parse(value.as_bytes())) {
+            trail.time = trail.time.or(Some(from.time.0));
+            trail.hops.push((StreamKey { name: from.stream, epoch: from.epoch }, from.sequence.0));
+        }
+        trail
+    }
+
+    /// Of a message that is stored there.
+    pub(crate) fn of_map(map: Option<&HeaderMap>) -> Self {
+        let text = |name: &str| map.and_then(|map| map.get(name)).map(|value| value.as_str());
+        Self::read(text(HOPS), text(ORIGIN_TIME))
+    }
+
+    fn read(hops: Option<&str>, time: Option<&str>) -> Self {
+        let hops = hops.unwrap_or_default().split(',').filter_map(|hop| parse(hop.trim()));
+        Self { hops: hops.take(HOPS_MAX + 1).collect(), time: time.and_then(|time| time.parse().ok()) }
+    }
+
+    pub(crate) fn has_been_in(&self, stream: &StreamKey) -> bool {
+        self.hops.iter().any(|(hop, _)| hop == stream)
+    }
+
+    pub(crate) fn is_too_long(&self) -> bool {
+        self.hops.len() >= HOPS_MAX
+    }
+}
+
+/// The headers with which a message of `stream` goes out.
+pub(crate) fn outward(
+    block: &[u8],
+    trail: &Trail,
+    stream: &StreamKey,
+    sequence: u64,
+    stored: Timestamp,
+) -> HeaderMap {
+    let id = stream.id(sequence);
+    let mut hops: Vec<String> = trail.hops.iter().map(|(hop, sequence)| hop.id(*sequence)).collect();
+    hops.push(id.clone());
+    let (hops, time) = (hops.join(","), trail.time.unwrap_or(stored.0).to_string());
+    let own = headers::find(block, MESSAGE_ID.as_bytes()).and_then(|own| std::str::from_utf8(own).ok());
+    let mut more = vec![(MESSAGE_ID, id.as_str()), (HOPS, &hops), (ORIGIN_TIME, &time)];
+    // The oldest of its own ids is kept.
+    let kept = headers::find(block, KEPT_ID.as_bytes()).and_then(|own| std::str::from_utf8(own).ok());
+    if let Some(own) = kept.or(own) {
+        more.push((KEPT_ID, own));
+    }
+    crossing::outward(block, &more)
+}
+
+/// The header block with which a message from elsewhere is stored.
+pub(crate) fn inward(map: Option<&HeaderMap>, from: &Provenance) -> Vec<u8> {
+    let text = |name: &str| map.and_then(|map| map.get(name)).map(|value| value.as_str().to_owned());
+    let origin = from.to_header();
+    let kept: Vec<(&str, String)> = [HOPS, ORIGIN_TIME, KEPT_ID]
+        .into_iter()
+        .filter_map(|name| text(name).map(|value| (name, value)))
+        .collect();
+    let mut more: Vec<(&str, &str)> = kept.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    more.push((ORIGIN_HEADER, &origin));
+    crossing::inward(map, &more)
+}
+
+/// What an imported message says of itself when it is stored.
+pub(crate) fn provenance(
+    stream: &StreamKey,
+    sequence: u64,
+    time: u64,
+    keep_sequence: bool,
+    after: Option<u64>,
+) -> Provenance {
+    Provenance {
+        stream: stream.name.clone(),
+        epoch: stream.epoch,
+        sequence: Sequence(sequence),
+        time: Timestamp(time),
+        keep_sequence,
+        after: after.map(Sequence),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use beamlog_router::headers::Builder;
+
+    use super::*;
+
+    fn key(name: &str) -> StreamKey {
+        StreamKey { name: name.into(), epoch: 17 }
+    }
+
+    #[test]
+    fn an_id_names_one_message_of_one_stream() {
+        assert_eq!(key("S").id(5), "S@17:5");
+        assert_eq!(key("S").sequence_of("S@17:5"), Some(5));
+        for other in ["S@18:5", "T@17:5", "S@17", "5", "", "S@17:x"] {
+            assert_eq!(key("S").sequence_of(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_trail_grows_by_what_brought_it_and_by_where_it_is() {
+        let from = provenance(&key("UP"), 3, 99, false, Some(2));
+        let stored = Builder::new()
+            .header(HOPS, "FIRST@17:1")
+            .header(MESSAGE_ID, "own")
+            .header(ORIGIN_HEADER, from.to_header())
+            .header("User", "u")
+            .finish();
+        let trail = Trail::of_block(&stored);
+        assert!(trail.has_been_in(&key("UP")) && trail.has_been_in(&key("FIRST")));
+        assert!(!trail.has_been_in(&key("HERE")));
+        let map = outward(&stored, &trail, &key("HERE"), 7, Timestamp(100));
+        let value = |name: &str| map.get(name).map(|value| value.as_str());
+        assert_eq!(value(HOPS), Some("FIRST@17:1,UP@17:3,HERE@17:7"));
+        assert_eq!(value(MESSAGE_ID), Some("HERE@17:7"));
+        assert_eq!(value(KEPT_ID), Some("own"));
+        assert_eq!(value(ORIGIN_TIME), Some("99"));
+        assert_eq!(value(ORIGIN_HEADER), None);
+        assert_eq!(value("User"), Some("u"));
+
+        let block = inward(Some(&map), &provenance(&key("THERE"), 9, 101, false, None));
+        let trail = Trail::of_block(&block);
+        assert!(trail.has_been_in(&key("HERE")) && trail.has_been_in(&key("THERE")));
+        assert_eq!(headers::find(&block, KEPT_ID.as_bytes()), Some(&b"own"[..]));
+    }
+
+    #[test]
+    fn what_a_peer_says_of_its_way_is_bounded_and_never_its_origin() {
+        let mut map = HeaderMap::new();
+        map.insert(HOPS, "S@17:1,".repeat(1000).as_str());
+        map.insert(ORIGIN_HEADER, "FORGED 1 1 1");
+        let trail = Trail::of_map(Some(&map));
+        assert!(trail.is_too_long());
+        assert!(trail.hops.len() <= HOPS_MAX + 1);
+        let block = inward(Some(&map), &provenance(&key("UP"), 1, 1, false, None));
+        let origins: Vec<_> =
+            headers::iter(&block).filter(|(name, _)| *name == ORIGIN_HEADER.as_bytes()).collect();
+        assert_eq!(origins, [(ORIGIN_HEADER.as_bytes(), &b"UP 17 1 1"[..])]);
+    }
+}

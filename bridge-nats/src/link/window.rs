@@ -1,0 +1,332 @@
+//! What is on its way to the other side, in order, until the other side has it for good. Pure: told what was
+//! sent, what was answered and that the connection went; says what to send next and how far the cursor may
+//! move. Exports and imports share it; they differ in whom they ask.
+//!
+//! Invariants: entries ascend; the cursor moves over entries that are done and never over one that is not;
+//! nothing of which it is unknown whether it arrived is sent again before the sides were compared.
+//!
+//! **Chain.** Where nobody else writes, each message names the one before it, and the receiver refuses it if
+//! that is not what it has last. So a message that was refused for now is not overtaken by those that were
+//! sent behind it, and a copy that comes late does nothing, however late it comes.
+
+use std::collections::VecDeque;
+
+/// What the other side said of a message.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Verdict {
+    /// It has it, from now on or since before.
+    Arrived,
+    /// Not now; the same message may be taken later.
+    Again,
+    /// It did not come behind the one before it.
+    OutOfOrder,
+    /// Never. The message is to be put aside, and [`Window::done`] called then.
+    Never,
+}
+
+/// What must be the last message there, or this one is refused.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum After {
+    Anything,
+    /// The message there with this sequence of theirs.
+    Theirs(u64),
+    /// The message with this sequence of ours.
+    Ours(u64),
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum State {
+    Waiting,
+    InFlight {
+        since: u64,
+    },
+    /// Being put aside.
+    Parking,
+    Done,
+}
+
+#[derive(Debug)]
+struct Entry<M> {
+    sequence: u64,
+    bytes: usize,
+    message: M,
+    state: State,
+    /// It was sent and nobody knows whether it arrived.
+    suspect: bool,
+}
+
+/// What the window wants next.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Phase {
+    /// There is no connection.
+    Offline,
+    /// Both sides are to be compared: [`Window::compared`].
+    Compare,
+    Sending,
+    /// Something was refused: what is in flight is awaited first.
+    Settling {
+        rest: bool,
+    },
+    /// A pause before it is tried again: [`Window::rested`].
+    Resting,
+}
+
+#[derive(Debug)]
+pub(crate) struct Window<M> {
+    entries: VecDeque<Entry<M>>,
+    messages_max: usize,
+    bytes_max: usize,
+    bytes: usize,
+    in_flight: usize,
+    phase: Phase,
+    chained: bool,
+    /// What the next message follows, and what the one before it followed.
+    after: After,
+    after_before: After,
+    /// No entry before this one is waiting.
+    next: usize,
+    /// Everything up to here is done and has left.
+    floor: u64,
+}
+
+/// A message to be sent now.
+#[derive(Debug)]
+pub(crate) struct Send<'a, M> {
+    pub(crate) sequence: u64,
+    pub(crate) message: &'a M,
+    /// The message that must be the last one there.
+    pub(crate) after: After,
+}
+
+impl<M> Window<M> {
+    pub(crate) fn new(messages_max: usize, bytes_max: usize) -> Self {
+        Self {
+            entries: VecDeque::new(),
+            messages_max,
+            bytes_max,
+            bytes: 0,
+            in_flight: 0,
+            phase: Phase::Offline,
+            chained: false,
+            after: After::Anything,
+            after_before: After::Anything,
+            next: 0,
+            floor: 0,
+        }
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// How many more messages it takes.
+    pub(crate) fn room(&self) -> usize {
+        if self.bytes >= self.bytes_max { 0 } else { self.messages_max.saturating_sub(self.entries.len()) }
+    }
+
+    pub(crate) fn get(&self, sequence: u64) -> Option<&M> {
+        let at = self.entries.binary_search_by_key(&sequence, |entry| entry.sequence).ok()?;
+        self.entries.get(at).map(|entry| &entry.message)
+    }
+
+    /// The first message that is not done yet.
+    pub(crate) fn oldest(&self) -> Option<&M> {
+        self.entries.front().map(|entry| &entry.message)
+    }
+
+    /// Takes a message in; `false`, and nothing changes, if it is here or was done already. With `suspect`
+    /// it may have been sent before.
+    pub(crate) fn push(&mut self, sequence: u64, bytes: usize, message: M, suspect: bool) -> bool {
+        if sequence <= self.floor || self.entries.back().is_some_and(|last| sequence <= last.sequence) {
+            return false;
+        }
+        self.bytes += bytes;
+        self.entries.push_back(Entry { sequence, bytes, message, state: State::Waiting, suspect });
+        if suspect && self.phase == Phase::Sending {
+            self.phase = Phase::Settling { rest: false };
+            self.settle();
+        }
+        true
+    }
+
+    /// Whether a message that came again was done before.
+    pub(crate) fn is_past(&self, sequence: u64) -> bool {
+        sequence <= self.floor
+    }
+
+    /// A connection is there: the sides are compared first.
+    pub(crate) fn online(&mut self) {
+        self.offline();
+        self.phase = Phase::Compare;
+    }
+
+    /// The connection is gone: whether what was in flight arrived is unknown.
+    pub(crate) fn offline(&mut self) {
+        self.doubt(|_| true);
+        self.phase = Phase::Offline;
+    }
+
+    /// What has been in flight since before `since` will not be answered any more.
+    /// Returns whether there was anything.
+    pub(crate) fn give_up(&mut self, since: u64) -> bool {
+        if self.doubt(|at| at < since) {
+            self.phase = Phase::Settling { rest: true };
+            self.settle();
+            return true;
+        }
+        false
+    }
+
+    fn doubt(&mut self, of: impl Fn(u64) -> bool) -> bool {
+        let mut any = false;
+        for entry in &mut self.entries {
+            if let State::InFlight { since } = entry.state
+                && of(since)
+            {
+                (entry.state, entry.suspect) = (State::Waiting, true);
+                self.in_flight -= 1;
+                any = true;
+            }
+        }
+        self.next = 0;
+        any
+    }
+
+    /// The messages of which it is unknown whether they arrived.
+    pub(crate) fn suspects(&self) -> impl Iterator<Item = (u64, &M)> {
+        self.entries
+            .iter()
+            .filter(|entry| entry.suspect && entry.state == State::Waiting)
+            .map(|entry| (entry.sequence, &entry.message))
+    }
+
+    /// The sides were compared. `chain`: nobody else writes there, and that is the last message there; the
+    /// receiver may have forgotten its id, but not its sequence. Returns how many had arrived.
+    pub(crate) fn compared(&mut self, arrived: impl Fn(u64) -> bool, chain: Option<After>) -> u64 {
+        assert_eq!(self.phase, Phase::Compare, "sides are compared when asked");
+        let mut count = 0;
+        for entry in &mut self.entries {
+            if std::mem::take(&mut entry.suspect) && entry.state == State::Waiting && arrived(entry.sequence)
+            {
+                entry.state = State::Done;
+                count += 1;
+            }
+        }
+        self.chained = chain.is_some();
+        self.after = chain.unwrap_or(After::Anything);
+        self.next = 0;
+        self.phase = Phase::Sending;
+        count
+    }
+
+    /// The next message to send, at the time `now`.
+    pub(crate) fn next_send(&mut self, now: u64) -> Option<Send<'_, M>> {
+        if self.phase != Phase::Sending {
+            return None;
+        }
+        while self.entries.get(self.next).is_some_and(|entry| entry.state != State::Waiting) {
+            self.next += 1;
+        }
+        let entry = self.entries.get_mut(self.next)?;
+        entry.state = State::InFlight { since: now };
+        self.next += 1;
+        self.in_flight += 1;
+        let after = self.after;
+        self.after_before = after;
+        if self.chained {
+            self.after = After::Ours(entry.sequence);
+        }
+        Some(Send { sequence: entry.sequence, message: &entry.message, after })
+    }
+
+    /// The other side answered.
+    pub(crate) fn answered(&mut self, sequence: u64, verdict: Verdict) -> bool {
+        let Some(entry) = self.entry(sequence) else { return false };
+        if !matches!(entry.state, State::InFlight { .. }) {
+            // An answer to what was given up: a comparison tells.
+            return false;
+        }
+        match verdict {
+            Verdict::Arrived => entry.state = State::Done,
+            Verdict::Never => entry.state = State::Parking,
+            Verdict::Again => entry.state = State::Waiting,
+            Verdict::OutOfOrder => (entry.state, entry.suspect) = (State::Waiting, true),
+        }
+        self.in_flight -= 1;
+        match (verdict, self.phase) {
+            (Verdict::Again, _) => self.phase = Phase::Settling { rest: true },
+            (Verdict::OutOfOrder, Phase::Sending) => self.phase = Phase::Settling { rest: false },
+            (Verdict::Arrived | Verdict::Never | Verdict::OutOfOrder, _) => {}
+        }
+        self.settle();
+        true
+    }
+
+    /// A message that is not to go there (known before another one was asked for), or was put aside.
+    pub(crate) fn done(&mut self, sequence: u64) {
+        let Some(entry) = self.entry(sequence) else { return };
+        let was = std::mem::replace(&mut entry.state, State::Done);
+        if matches!(was, State::InFlight { .. }) {
+            self.in_flight -= 1;
+            // It never left: the next one follows what this one was to follow.
+            self.after = self.after_before;
+        }
+        self.settle();
+    }
+
+    /// The pause is over.
+    pub(crate) fn rested(&mut self) {
+        if self.phase == Phase::Resting {
+            self.phase = Phase::Compare;
+        }
+    }
+
+    fn settle(&mut self) {
+        if self.in_flight == 0
+            && let Phase::Settling { rest } = self.phase
+        {
+            self.phase = if rest { Phase::Resting } else { Phase::Compare };
+            self.next = 0;
+        }
+    }
+
+    fn entry(&mut self, sequence: u64) -> Option<&mut Entry<M>> {
+        let at = self.entries.binary_search_by_key(&sequence, |entry| entry.sequence).ok()?;
+        self.entries.get_mut(at)
+    }
+
+    /// Lets the messages go that are done and have only such before them, each through `left`.
+    pub(crate) fn take_done(&mut self, mut left: impl FnMut(u64, M)) -> Option<u64> {
+        let mut cursor = None;
+        while self.entries.front().is_some_and(|entry| entry.state == State::Done)
+            && let Some(entry) = self.entries.pop_front()
+        {
+            self.bytes -= entry.bytes;
+            self.next = self.next.saturating_sub(1);
+            self.floor = entry.sequence;
+            cursor = Some(entry.sequence);
+            left(entry.sequence, entry.message);
+        }
+        cursor
+    }
+}
+
+#[cfg(test)]
+#[path = "window_tests.rs"]
+mod tests;

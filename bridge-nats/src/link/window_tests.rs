@@ -1,0 +1,314 @@
+//! The window against a simulated receiver that loses answers, delays and repeats messages, drops
+//! connections, forgets ids, refuses for a while, and restarts.
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+/// xorshift; a seed gives one history.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % end
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Wire {
+    sequence: u64,
+    after: After,
+}
+
+/// A stream there: what it stored, and the ids it still remembers.
+#[derive(Default)]
+struct Receiver {
+    /// `None` is a message of somebody else.
+    stored: Vec<Option<u64>>,
+    remembered: BTreeMap<u64, u64>,
+    last_id: Option<u64>,
+    full: bool,
+    now: u64,
+}
+
+const MEMORY: u64 = 40;
+
+impl Receiver {
+    fn take(&mut self, wire: Wire) -> Verdict {
+        let now = self.now;
+        self.remembered.retain(|_, at| now - *at < MEMORY);
+        if wire.sequence.is_multiple_of(37) {
+            return Verdict::Never;
+        }
+        if self.remembered.contains_key(&wire.sequence) {
+            return Verdict::Arrived;
+        }
+        let follows = match wire.after {
+            After::Anything => true,
+            After::Theirs(last) => self.stored.len() as u64 == last,
+            After::Ours(last) => self.last_id == Some(last),
+        };
+        if !follows {
+            return Verdict::OutOfOrder;
+        }
+        if self.full {
+            return Verdict::Again;
+        }
+        self.stored.push(Some(wire.sequence));
+        self.remembered.insert(wire.sequence, now);
+        self.last_id = Some(wire.sequence);
+        Verdict::Arrived
+    }
+
+    fn restart(&mut self) {
+        let now = self.now;
+        self.remembered.retain(|_, at| now - *at < MEMORY);
+        // What it remembers of the last id is in the window of ids.
+        if self.last_id.is_some_and(|id| !self.remembered.contains_key(&id)) {
+            self.last_id = None;
+        }
+    }
+}
+
+struct World {
+    random: Random,
+    window: Window<u64>,
+    receiver: Receiver,
+    /// On their way there, and back.
+    there: VecDeque<Wire>,
+    back: VecDeque<(u64, Verdict)>,
+    /// Of connections that are gone, still in buffers on the way.
+    late: Vec<Wire>,
+    others: bool,
+    produced: u64,
+    cursor: u64,
+    parked: Vec<u64>,
+    now: u64,
+}
+
+impl World {
+    fn new(seed: u64, others: bool) -> Self {
+        Self {
+            random: Random(seed * 2 + 1),
+            window: Window::new(16, usize::MAX),
+            receiver: Receiver::default(),
+            there: VecDeque::new(),
+            back: VecDeque::new(),
+            late: Vec::new(),
+            others,
+            produced: 0,
+            cursor: 0,
+            parked: Vec::new(),
+            now: 0,
+        }
+    }
+
+    fn step(&mut self, faults: bool) {
+        self.now += 1;
+        self.receiver.now = self.now;
+        if faults {
+            self.fault();
+        }
+        if self.window.room() > 0 && self.produced < 400 && self.random.below(2) == 0 {
+            self.produced += 1;
+            self.window.push(self.produced, 1, self.produced, false);
+        }
+        match self.window.phase() {
+            Phase::Offline => {
+                if self.random.below(3) == 0 {
+                    self.window.online();
+                }
+            }
+            Phase::Compare => self.compare(),
+            Phase::Sending => {
+                for _ in 0..self.random.below(4) {
+                    if let Some(Send { sequence, after, .. }) = self.window.next_send(self.now) {
+                        self.there.push_back(Wire { sequence, after });
+                    }
+                }
+            }
+            Phase::Settling { .. } => {}
+            Phase::Resting => {
+                if self.random.below(5) == 0 {
+                    self.window.rested();
+                }
+            }
+        }
+        for _ in 0..self.random.below(4) {
+            if let Some(wire) = self.there.pop_front() {
+                let verdict = self.receiver.take(wire);
+                self.back.push_back((wire.sequence, verdict));
+            }
+        }
+        for _ in 0..self.random.below(4) {
+            if let Some((sequence, verdict)) = self.back.pop_front() {
+                // An answer may be lost on a connection that stays.
+                if faults && self.random.below(40) == 0 {
+                    continue;
+                }
+                if self.window.answered(sequence, verdict) && verdict == Verdict::Never {
+                    self.parked.push(sequence);
+                    self.window.done(sequence);
+                }
+            }
+        }
+        if self.random.below(4) == 0 {
+            self.window.give_up(self.now.saturating_sub(20));
+        }
+        let receiver = &self.receiver;
+        let parked = &self.parked;
+        let cursor = self.window.take_done(|sequence, _| {
+            let there = receiver.stored.contains(&Some(sequence)) || parked.contains(&sequence);
+            assert!(there, "the cursor is never ahead: {sequence}");
+        });
+        self.cursor = self.cursor.max(cursor.unwrap_or(0));
+    }
+
+    fn compare(&mut self) {
+        let arrived: Vec<u64> = self.receiver.stored.iter().flatten().copied().collect();
+        let chain = After::Theirs(self.receiver.stored.len() as u64);
+        self.window.compared(|sequence| arrived.contains(&sequence), (!self.others).then_some(chain));
+    }
+
+    fn cut(&mut self) {
+        // What the connection held arrives late, in part.
+        let kept = self.random.below(self.there.len() as u64 + 1);
+        self.late.extend(self.there.drain(..).take(usize::try_from(kept).unwrap()));
+        self.there.clear();
+        self.back.clear();
+        self.window.offline();
+    }
+
+    fn fault(&mut self) {
+        match self.random.below(60) {
+            0 => self.cut(),
+            1 => {
+                self.cut();
+                self.receiver.restart();
+            }
+            2 => self.receiver.full = true,
+            3..=6 => self.receiver.full = false,
+            7 if self.others => self.receiver.stored.push(None),
+            // Copies of connections that are gone come before the ids are forgotten, or, where the
+            // chain refuses them, at any time.
+            8..=12 => {
+                for wire in std::mem::take(&mut self.late) {
+                    self.receiver.take(wire);
+                }
+            }
+            13 => {
+                // We restart: what is not behind the cursor is read again, and may have been sent.
+                self.cut();
+                self.window = Window::new(16, usize::MAX);
+                for sequence in self.cursor + 1..=self.produced {
+                    self.window.push(sequence, 1, sequence, true);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn finish(&mut self) {
+        self.receiver.full = false;
+        for _ in 0..200_000 {
+            if self.produced == 400 && self.window.is_empty() {
+                return;
+            }
+            self.step(false);
+        }
+        panic!("it does not come to an end: {:?}", self.window.phase());
+    }
+}
+
+#[test]
+fn each_message_arrives_once_and_in_order_through_any_faults() {
+    for seed in 0..400 {
+        let mut world = World::new(seed, false);
+        for _ in 0..1500 {
+            world.step(true);
+        }
+        world.finish();
+        let arrived: Vec<u64> = world.receiver.stored.iter().flatten().copied().collect();
+        let expected: Vec<u64> = (1..=400_u64).filter(|sequence| !sequence.is_multiple_of(37)).collect();
+        assert_eq!(arrived, expected, "seed {seed}");
+    }
+}
+
+/// With other writers there is no chain: a refusal in the middle may let others pass, but nothing is lost
+/// and nothing doubled.
+#[test]
+fn among_other_writers_each_message_arrives_once() {
+    for seed in 0..400 {
+        let mut world = World::new(seed, true);
+        for _ in 0..1500 {
+            world.step(true);
+            // Without the chain, late copies are told by their ids, which are remembered that long.
+            for wire in std::mem::take(&mut world.late) {
+                world.receiver.take(wire);
+            }
+        }
+        world.finish();
+        let mut arrived: Vec<u64> = world.receiver.stored.iter().flatten().copied().collect();
+        arrived.sort_unstable();
+        let expected: Vec<u64> = (1..=400_u64).filter(|sequence| !sequence.is_multiple_of(37)).collect();
+        assert_eq!(arrived, expected, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_message_that_is_here_or_was_done_is_not_taken_again() {
+    let mut window = Window::new(4, usize::MAX);
+    assert!(window.push(3, 1, (), false));
+    assert!(!window.push(3, 1, (), false));
+    window.online();
+    window.compared(|_| false, Some(After::Theirs(7)));
+    assert_eq!(window.next_send(1).map(|send| (send.sequence, send.after)), Some((3, After::Theirs(7))));
+    assert!(window.answered(3, Verdict::Arrived));
+    assert_eq!(window.take_done(|_, ()| {}), Some(3));
+    assert!(!window.push(2, 1, (), false));
+    assert!(window.is_past(3));
+    assert!(window.push(5, 1, (), false));
+}
+
+#[test]
+fn nothing_is_sent_behind_a_refusal_until_it_is_settled() {
+    let mut window = Window::new(4, usize::MAX);
+    for sequence in 1..=3 {
+        window.push(sequence, 1, (), false);
+    }
+    window.online();
+    window.compared(|_| false, None);
+    window.next_send(1).unwrap();
+    window.next_send(1).unwrap();
+    window.answered(1, Verdict::Again);
+    assert!(window.next_send(1).is_none());
+    window.answered(2, Verdict::Arrived);
+    assert_eq!(window.phase(), Phase::Resting);
+    window.rested();
+    window.compared(|_| false, None);
+    assert_eq!(window.next_send(2).map(|send| send.sequence), Some(1));
+}
+
+#[test]
+fn what_is_left_out_is_left_out_of_the_chain() {
+    let mut window = Window::new(4, usize::MAX);
+    for sequence in 1..=3 {
+        window.push(sequence, 1, (), false);
+    }
+    window.online();
+    window.compared(|_| false, Some(After::Theirs(9)));
+    window.next_send(1).unwrap();
+    window.done(1);
+    assert_eq!(window.next_send(1).map(|send| send.after), Some(After::Theirs(9)));
+    assert_eq!(window.next_send(1).map(|send| send.after), Some(After::Ours(2)));
+}
+
+#[test]
+fn bytes_bound_it_too() {
+    let mut window = Window::new(100, 10);
+    window.push(1, 10, (), false);
+    assert_eq!(window.room(), 0);
+}
