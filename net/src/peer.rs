@@ -70,18 +70,20 @@ impl Lane {
             // One frame of the log, and what openraft says about it.
             Self::Append => (16 << 20) + (64 << 10),
             Self::Mesh => 4 << 20,
-            Self::Admin => 1 << 20,
-            Self::CatchUp => (4 << 20) + (64 << 10),
+            Self::Admin => 256 << 10,
+            Self::CatchUp => (1 << 20) + (64 << 10),
         }
     }
 
-    /// Calls that may be under way to one peer. The next wait for their turn within their deadline.
+    /// Calls that may be under way to one peer. The next wait for their turn within their deadline. The
+    /// mesh has none: it is the lane of one-way frames, and the only one.
     #[must_use]
     pub const fn calls_max(self) -> usize {
         match self {
-            Self::Vote | Self::Append => 4,
-            Self::Mesh => 1,
-            Self::Admin | Self::CatchUp => 2,
+            Self::Vote => 4,
+            Self::Append | Self::CatchUp => 2,
+            Self::Admin => 1,
+            Self::Mesh => 0,
         }
     }
 }
@@ -159,6 +161,9 @@ pub enum CallError {
     /// Nothing was sent.
     #[error("{bytes} bytes are more than a lane takes")]
     TooLarge { bytes: usize },
+    /// Nothing was sent.
+    #[error("lane {0:?} is for one-way frames")]
+    OneWay(Lane),
     /// Perhaps executed.
     #[error("no answer in time")]
     TimedOut,
@@ -179,6 +184,8 @@ pub enum SendError {
     /// The session has ended: `disconnected` was called, or will be.
     #[error("the session has ended")]
     Ended,
+    #[error("lane {0:?} is for calls")]
+    NotOneWay(Lane),
     #[error("{bytes} bytes are more than a lane takes")]
     TooLarge { bytes: usize },
 }
