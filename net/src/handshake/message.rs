@@ -229,6 +229,7 @@ impl<'a> Input<'a> {
 }
 
 #[cfg(test)]
+#[expect(clippy::indexing_slicing, reason = "a test may fail")]
 mod tests {
     use super::*;
 
@@ -283,7 +284,7 @@ mod tests {
 
     #[test]
     fn sizes_are_refused_before_they_are_believed() {
-        for length in [MESSAGE_BYTES_MAX as u32 + 1, 1 << 31, u32::MAX] {
+        for length in [u32::try_from(MESSAGE_BYTES_MAX).unwrap() + 1, 1 << 31, u32::MAX] {
             let mut header = [HELLO, 0, 0, 0, 0];
             header[1..].copy_from_slice(&length.to_le_bytes());
             assert_eq!(Message::header(header), Err(Malformed("too long")));
