@@ -8,7 +8,8 @@
 //!   cannot keep this ends. Frames of another session are refused, never mixed in.
 //! * Calls have no order among each other, even within a lane. A call that failed with
 //!   [`CallError::Lost`] or [`CallError::TimedOut`] may have been executed.
-//! * Nothing blocks, and every queue has an end.
+//! * Nothing blocks, and every queue has an end. No function of a transport calls the handler before it
+//!   returns: whoever calls may hold locks that the handler takes.
 
 use std::fmt;
 use std::future::Future;
@@ -209,6 +210,12 @@ pub trait PeerTransport: Send + Sync {
     /// # Errors
     /// The frame was not taken and will not be sent.
     fn send(&self, to: Session, lane: Lane, frame: Bytes) -> Result<(), SendError>;
+
+    /// How many bytes of one-way frames wait in this session and lane: whoever sends can slow down in time.
+    fn waiting(&self, to: Session, lane: Lane) -> usize {
+        let _ = (to, lane);
+        0
+    }
 
     /// Ends a session (it may have ended). The peer is connected again as after any loss.
     fn reset(&self, session: Session, reason: &str);

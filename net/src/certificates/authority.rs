@@ -137,7 +137,7 @@ fn issued(certificate: &rcgen::Certificate, key: &KeyPair) -> Result<Issued, Aut
 }
 
 /// The cluster that an authority's certificate is for.
-pub(super) fn cluster_of(certificate: &Certificate) -> Option<&str> {
+fn cluster_of(certificate: &Certificate) -> Option<&str> {
     let cluster = certificate.subject.strip_prefix("CN=")?.strip_prefix(SUBJECT)?;
     (certificate.is_authority && check_name(cluster).is_ok()).then_some(cluster)
 }

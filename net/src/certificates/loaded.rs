@@ -13,7 +13,6 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{PrivateKeyDer, UnixTime};
 use tracing::{info, warn};
 
-use super::authority::cluster_of;
 use super::certificate::{Certificate, CertificateError, certificates_of_pem};
 use super::files::{FileError, IDENTITY_FILE, REVOKED_FILE, ROOTS_FILE, Stamp, read_bounded, read_secret};
 use super::identity::Identity;
@@ -138,12 +137,13 @@ impl Loaded {
             Arc::clone(&revocations),
             Arc::clone(&provider),
         )?;
-        // As of the time when it began to be valid: that it is over is told otherwise.
         let begun = own.not_before.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let moment = UnixTime::since_unix_epoch(begun.max(latest_begin(&roots)));
-        verifier
-            .signed(&leaf, &intermediates, moment)
-            .map_err(|source| LoadError::UnknownIssuer { path: files.roots.clone(), source })?;
+        match verifier.signed(&leaf, &intermediates, UnixTime::since_unix_epoch(begun)) {
+            Ok(()) => {}
+            // That it is over, or not yet, is told otherwise.
+            Err(error) if is_about_time(&error) => {}
+            Err(source) => return Err(LoadError::UnknownIssuer { path: files.roots.clone(), source }),
+        }
         Ok(Self {
             own,
             identity,
@@ -180,11 +180,14 @@ impl Loaded {
     }
 }
 
-/// An authority that issued this certificate may have been made a moment after `not_before` was set back.
-fn latest_begin(roots: &[Certificate]) -> Duration {
-    let begin =
-        |root: &Certificate| root.not_before.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    roots.iter().filter(|root| cluster_of(root).is_some()).map(begin).min().unwrap_or_default()
+fn is_about_time(error: &rustls::Error) -> bool {
+    use rustls::CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
+    matches!(
+        error,
+        rustls::Error::InvalidCertificate(
+            Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. }
+        )
+    )
 }
 
 /// How near the end is.

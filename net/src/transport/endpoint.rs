@@ -367,6 +367,11 @@ impl PeerTransport for Transport {
         }
     }
 
+    fn waiting(&self, to: Session, lane: Lane) -> usize {
+        let live = self.0.table.get(to.peer).filter(|live| live.session == to && lane == Lane::Mesh);
+        live.map_or(0, |live| live.waiting())
+    }
+
     fn reset(&self, session: Session, reason: &str) {
         if let Some(live) = self.0.table.get(session.peer).filter(|live| live.session == session) {
             live.close(Reason::Reset, reason);

@@ -94,6 +94,10 @@ impl Live {
         pushed
     }
 
+    pub(super) fn waiting(&self) -> usize {
+        self.outbound.waiting()
+    }
+
     /// *Cancel safety*: the call is abandoned: the peer is told to stop.
     pub(super) async fn call(&self, lane: Lane, request: Bytes) -> Result<Bytes, CallError> {
         let lost = || CallError::Lost(self.session.peer);
