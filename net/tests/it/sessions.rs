@@ -91,7 +91,7 @@ async fn frames_arrive_in_order_and_only_within_their_session() {
     let frame = |n: u32| {
         // Small ones are written together, large ones by themselves.
         let mut frame = n.to_le_bytes().to_vec();
-        frame.resize(if n % 7 == 0 { 9000 } else { 4 + n as usize % 50 }, 1);
+        frame.resize(if n.is_multiple_of(7) { 9000 } else { 4 + n as usize % 50 }, 1);
         Bytes::from(frame)
     };
     for n in 0..2000 {
