@@ -5,9 +5,11 @@
 //! still answers is a copy, and refused; from one that does not answer any more, it is its successor.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use quinn::{Connection, RecvStream, SendStream};
 use rustls_pki_types::CertificateDer;
+use tokio::time::timeout;
 use tracing::error;
 
 use super::endpoint::Inner;
@@ -15,6 +17,9 @@ use super::session::{Live, close};
 use crate::certificates::{Certificate, Identity, Loaded};
 use crate::handshake::{self, Hello, MESSAGE_BYTES_MAX, Message, Ours, Reason};
 use crate::peer::{Introduction, PeerId, Refusal, Session};
+
+/// How long the reason of a lost stream is waited for.
+const REASON_MAX: Duration = Duration::from_secs(1);
 
 /// A handshake that did not end in a session.
 #[derive(Debug)]
@@ -43,25 +48,13 @@ impl Inner {
         expected: Option<PeerId>,
     ) -> Result<Arc<Live>, Failed> {
         let result = self.dialled(&connection, expected).await;
-        self.ended(&connection, result)
+        ended(&connection, result).await
     }
 
     /// Of who was dialled. Closes the connection when it fails.
     pub(super) async fn introduce_by(self: &Arc<Self>, connection: Connection) -> Result<Arc<Live>, Failed> {
         let result = self.accepted(&connection).await;
-        self.ended(&connection, result)
-    }
-
-    fn ended(&self, connection: &Connection, result: Result<Arc<Live>, Failed>) -> Result<Arc<Live>, Failed> {
-        result.map_err(|failed| match failed {
-            Failed::Refused { reason, name, detail } => {
-                let name = if name.is_empty() { name_of(connection) } else { name };
-                close(connection, reason, &detail);
-                Failed::Refused { reason, name, detail }
-            }
-            // A stream failed; the connection says why.
-            Failed::Lost(lost) => Failed::Lost(connection.close_reason().unwrap_or(lost)),
-        })
+        ended(&connection, result).await
     }
 
     async fn dialled(
@@ -215,6 +208,22 @@ impl Inner {
             running.ended();
         });
         Ok(live)
+    }
+}
+
+async fn ended(connection: &Connection, result: Result<Arc<Live>, Failed>) -> Result<Arc<Live>, Failed> {
+    match result {
+        Ok(live) => Ok(live),
+        Err(Failed::Refused { reason, name, detail }) => {
+            let name = if name.is_empty() { name_of(connection) } else { name };
+            close(connection, reason, &detail);
+            Err(Failed::Refused { reason, name, detail })
+        }
+        // A stream ended; the reason comes with the connection's own end, which may be a packet later.
+        Err(Failed::Lost(lost)) => {
+            let closed = timeout(REASON_MAX, connection.closed()).await;
+            Err(Failed::Lost(closed.unwrap_or(lost)))
+        }
     }
 }
 
