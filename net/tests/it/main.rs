@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod certificates;
+mod copies;
 mod mesh;
 mod refused;
 mod replicate;
