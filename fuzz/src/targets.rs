@@ -34,6 +34,7 @@ targets! {
     headers,
     identity,
     interest,
+    link_table,
     raft_rpc,
     segment_open,
     subject_filter,
