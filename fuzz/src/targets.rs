@@ -34,6 +34,7 @@ targets! {
     headers,
     identity,
     interest,
+    link_table,
     mesh_frame,
     peer_frames,
     peer_hello,

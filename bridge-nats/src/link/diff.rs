@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::connection::{self, Session};
 use super::kv;
+use super::missing::{self, Missing};
 use super::rules::{CheckedLink, Rule};
 
 /// How long one rule is compared.
@@ -52,10 +53,8 @@ pub(super) async fn compare(router: &Router, link: &CheckedLink) -> Vec<RuleDiff
             },
             Err(error) => diff.problem = Some(error.to_string()),
         }
-        if let (Ok((session, _)), Rule::ImportBucket(bucket) | Rule::ExportBucket(bucket)) = (&session, rule)
-        {
-            let inward = rule.is_inward();
-            match tokio::time::timeout(PATIENCE, kv::missing(router, session, bucket, inward)).await {
+        if let Ok((session, _)) = &session {
+            match tokio::time::timeout(PATIENCE, missing(router, session, rule)).await {
                 Ok(Ok((missing, examples))) => (diff.missing, diff.examples) = (Some(missing), examples),
                 Ok(Err(problem)) => diff.problem = Some(problem),
                 Err(_) => diff.problem = Some("comparing takes too long".to_owned()),
@@ -64,6 +63,16 @@ pub(super) async fn compare(router: &Router, link: &CheckedLink) -> Vec<RuleDiff
         diffs.push(diff);
     }
     diffs
+}
+
+async fn missing(router: &Router, session: &Session, rule: &Rule) -> Result<Missing, String> {
+    match rule {
+        Rule::ImportStream(rule) => missing::imported(router, session, rule).await,
+        Rule::ExportStream(rule) => missing::exported(router, session, rule).await,
+        Rule::ImportBucket(rule) => kv::missing(router, session, rule, true).await,
+        Rule::ExportBucket(rule) => kv::missing(router, session, rule, false).await,
+        Rule::ImportSubject(_) | Rule::ExportSubject(_) | Rule::Requests(_) => Ok((0, Vec::new())),
+    }
 }
 
 /// The streams of a rule here and there; an exported stream lands where its subjects are captured.

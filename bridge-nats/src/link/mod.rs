@@ -19,6 +19,7 @@ mod kv;
 mod limit;
 mod local;
 pub mod mapping;
+mod missing;
 pub mod rules;
 mod runtime;
 pub mod status;

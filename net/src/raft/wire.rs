@@ -25,7 +25,7 @@ const TEXT_MAX: usize = 1024;
 /// Bytes of files in one answer.
 pub const CHUNK_BYTES_MAX: usize = 1 << 20;
 /// Bytes of a list of files.
-const LIST_MAX: usize = 3 << 20;
+const LIST_MAX: usize = 960 << 10;
 /// Bytes of a membership.
 const MEMBERSHIP_MAX: usize = 64 << 10;
 

@@ -7,6 +7,7 @@ mod commands;
 mod configuration;
 mod edges;
 mod link_configuration;
+mod link_procedures;
 mod links;
 mod references;
 mod repository;

@@ -2,7 +2,7 @@
 //! never before. Several messages are on their way at once; what is sent again was looked for there first,
 //! so that nothing depends on how long their window of ids is.
 
-mod remote;
+pub(super) mod remote;
 
 pub(super) use self::remote::epoch;
 

@@ -26,14 +26,14 @@ const MARGIN: u64 = 1024;
 const CONCURRENCY: u64 = 64;
 
 #[derive(Debug)]
-pub(super) struct Target {
-    pub(super) key: StreamKey,
+pub(in crate::link) struct Target {
+    pub(in crate::link) key: StreamKey,
     subjects: Vec<String>,
 }
 
 #[derive(Debug)]
-pub(super) struct Remote {
-    pub(super) targets: Vec<Target>,
+pub(in crate::link) struct Remote {
+    pub(in crate::link) targets: Vec<Target>,
 }
 
 /// What a comparison found.
@@ -70,7 +70,7 @@ impl Remote {
     ///
     /// # Errors
     /// There is none, or it may not be asked, in words.
-    pub(super) async fn find(session: &Session, destinations: &[String]) -> Result<Self, String> {
+    pub(in crate::link) async fn find(session: &Session, destinations: &[String]) -> Result<Self, String> {
         let mut names = BTreeSet::new();
         for destination in destinations {
             let asked = NamesRequest { subject: destination };

@@ -8,7 +8,9 @@ use futures_util::stream::{self, StreamExt};
 use super::Ended;
 use super::version::{BucketId, Entry, Policy, Version, may_replace};
 use crate::link::connection::Session;
+use crate::link::dead::{self, Letter};
 use crate::link::runtime::RuleContext;
+use crate::link::trail::{self, StreamKey};
 
 /// Keys that are written at a time.
 const KEYS_AT_ONCE: usize = 64;
@@ -49,6 +51,7 @@ pub(super) enum Written {
 }
 
 pub(super) struct Copy<'a, T> {
+    pub(super) source: &'a StreamKey,
     pub(super) target: &'a T,
     pub(super) policy: Policy,
     pub(super) label: &'a str,
@@ -146,19 +149,32 @@ impl<T: Target + Sync> Copy<'_, T> {
                     return Ok(());
                 }
                 Written::Changed => {}
-                Written::Unfit(problem) => {
-                    context.meter.missed(1);
-                    context.meter.note(format!("key {} is not carried: {problem}", entry.key));
-                    return Ok(());
-                }
+                Written::Unfit(problem) => return self.park(context, entry, &problem).await,
             }
         }
         Err(format!("key {} changes too fast to be copied", entry.key))
     }
+
+    /// Puts a value aside that the target never takes.
+    async fn park(&self, context: &RuleContext, entry: &Entry, reason: &str) -> Result<(), String> {
+        let from = trail::provenance(self.source, entry.sequence, entry.stored, false, None);
+        let letter = Letter {
+            link: &context.link,
+            subject: entry.key.as_bytes(),
+            headers: &entry.headers,
+            payload: &entry.value,
+            reason,
+            from: &from,
+        };
+        dead::park(&context.router, &letter).await?;
+        context.meter.parked(1);
+        context.meter.note(format!("key {} is not carried: {reason}", entry.key));
+        Ok(())
+    }
 }
 
-/// The last versions of all keys.
-pub(super) async fn all(source: &mut impl Source) -> Result<BTreeMap<String, Version>, String> {
+/// The last versions of all keys, and their revisions.
+pub(super) async fn all(source: &mut impl Source) -> Result<BTreeMap<String, (Version, u64)>, String> {
     let mut found = BTreeMap::new();
     if source.is_empty() {
         return Ok(found);
@@ -167,7 +183,7 @@ pub(super) async fn all(source: &mut impl Source) -> Result<BTreeMap<String, Ver
         let entry = tokio::time::timeout(PATIENCE, source.next())
             .await
             .map_err(|_elapsed| "the bucket is not read in time".to_owned())??;
-        found.insert(entry.key, entry.version);
+        found.insert(entry.key, (entry.version, entry.sequence));
         if entry.pending == 0 {
             return Ok(found);
         }

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 
 use super::copy::{Source, Target, Written};
 use super::version::{BucketId, Entry, Operation, VERSION, Version, read_block};
+use crate::link::trail::StreamKey;
 
 /// Entries that are asked for at a time.
 const PULL_MAX: u32 = 256;
@@ -41,6 +42,7 @@ pub(super) struct Bucket {
     stream: String,
     prefix: String,
     id: BucketId,
+    key: StreamKey,
     shape: Shape,
 }
 
@@ -87,6 +89,7 @@ impl Bucket {
             stream: config.name.clone(),
             prefix: format!("$KV.{name}."),
             id: BucketId::new(&config.name, info.created.0),
+            key: StreamKey { name: config.name.clone(), epoch: info.created.0 },
             shape: Shape {
                 history: config.max_messages_per_subject.unwrap_or(1),
                 max_age_nanos: config.max_age_nanos.unwrap_or_default(),
@@ -100,6 +103,10 @@ impl Bucket {
 
     pub(super) fn id(&self) -> BucketId {
         self.id
+    }
+
+    pub(super) fn key(&self) -> &StreamKey {
+        &self.key
     }
 
     pub(super) fn shape(&self) -> &Shape {
@@ -341,7 +348,7 @@ impl Reader {
             };
         }
         self.asked = self.asked.saturating_sub(1);
-        let Some((number, stored, pending)) = ack_fields(&received.reply) else {
+        let Some((sequence, number, stored, pending)) = ack_fields(&received.reply) else {
             return Err("a delivery without its position".to_owned());
         };
         if number != self.last + 1 {
@@ -361,6 +368,8 @@ impl Reader {
             operation,
             headers: plain(&received.headers),
             value: received.payload,
+            sequence,
+            stored,
             pending,
         }))
     }
@@ -378,12 +387,12 @@ fn plain(block: &[u8]) -> Bytes {
     Bytes::from(headers::without(block, is_ours))
 }
 
-/// Consumer sequence, time of storing and pending, of an ack subject.
-fn ack_fields(reply: &[u8]) -> Option<(u64, u64, u64)> {
+/// Stream sequence, consumer sequence, time of storing and pending, of an ack subject.
+fn ack_fields(reply: &[u8]) -> Option<(u64, u64, u64, u64)> {
     let tokens: Vec<&[u8]> = subject::tokens(reply).collect();
-    let [.., consumer_sequence, time, pending] = tokens[..] else { return None };
+    let [.., sequence, consumer_sequence, time, pending] = tokens[..] else { return None };
     let number = |token: &[u8]| std::str::from_utf8(token).ok()?.parse::<u64>().ok();
-    Some((number(consumer_sequence)?, number(time)?, number(pending)?))
+    Some((number(sequence)?, number(consumer_sequence)?, number(time)?, number(pending)?))
 }
 
 impl Source for Reader {

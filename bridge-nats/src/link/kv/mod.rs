@@ -14,6 +14,7 @@ mod here;
 mod there;
 mod version;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use beamlog_router::Router;
@@ -85,13 +86,13 @@ async fn import(context: &mut RuleContext, rule: &BucketRule, label: &str, sessi
         let source = there::Bucket::open(session, &rule.bucket).await?;
         let target = here::Bucket::open_or_create(&context.router, &rule.target, source.shape()).await?;
         let reader = source.read().await?;
-        Ok::<_, String>((target, reader))
+        Ok::<_, String>((source, target, reader))
     };
-    let (target, reader) = match opened.await {
+    let (source, target, reader) = match opened.await {
         Ok(opened) => opened,
         Err(cause) => return Ended::Refused(cause),
     };
-    let copy = copy::Copy { target: &target, policy: policy(rule, true), label };
+    let copy = copy::Copy { source: source.key(), target: &target, policy: policy(rule, true), label };
     copy.run(context, session, reader).await
 }
 
@@ -100,13 +101,13 @@ async fn export(context: &mut RuleContext, rule: &BucketRule, label: &str, sessi
         let source = here::Bucket::open(&context.router, &rule.bucket).await?;
         let target = there::Bucket::open_or_create(session, &rule.target, source.shape()).await?;
         let reader = source.read().await?;
-        Ok::<_, String>((target, reader))
+        Ok::<_, String>((source, target, reader))
     };
-    let (target, reader) = match opened.await {
+    let (source, target, reader) = match opened.await {
         Ok(opened) => opened,
         Err(cause) => return Ended::Refused(cause),
     };
-    let copy = copy::Copy { target: &target, policy: policy(rule, false), label };
+    let copy = copy::Copy { source: source.key(), target: &target, policy: policy(rule, false), label };
     copy.run(context, session, reader).await
 }
 
@@ -123,13 +124,20 @@ pub(super) async fn missing(
     let there = there::Bucket::open(session, there_name).await?;
     let (mut ours, mut theirs) = (here.read().await?, there.read().await?);
     let (ours, theirs) = (copy::all(&mut ours).await?, copy::all(&mut theirs).await?);
+    let mut aside = BTreeSet::new();
+    let from = if inward { there.key() } else { here.key() };
+    super::missing::put_aside(router, from, &mut aside).await?;
     let (source, target, id) = if inward { (theirs, ours, here.id()) } else { (ours, theirs, there.id()) };
     let policy = policy(rule, inward);
-    let lacks = |key: &String, new: Version| {
-        new.bucket != id && version::may_replace(new, target.get(key).copied(), id, policy)
+    let lacks = |key: &String, new: Version, revision: u64| {
+        let old = target.get(key).map(|(version, _)| *version);
+        new.bucket != id && !aside.contains(&revision) && version::may_replace(new, old, id, policy)
     };
-    let keys: Vec<String> =
-        source.iter().filter(|(key, version)| lacks(key, **version)).map(|(key, _)| key.clone()).collect();
+    let keys: Vec<String> = source
+        .iter()
+        .filter(|(key, (version, revision))| lacks(key, *version, *revision))
+        .map(|(key, _)| key.clone())
+        .collect();
     let count = keys.len() as u64;
     Ok((count, keys.into_iter().take(EXAMPLES_MAX).collect()))
 }

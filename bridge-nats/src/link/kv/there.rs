@@ -13,11 +13,13 @@ use super::here::Shape;
 use super::version::{BucketId, Entry, Operation, VERSION, Version};
 use crate::link::connection::Session;
 use crate::link::headers;
+use crate::link::trail::StreamKey;
 
 pub(super) struct Bucket {
     session: Session,
     store: Store,
     id: BucketId,
+    key: StreamKey,
     shape: Shape,
 }
 
@@ -74,11 +76,16 @@ impl Bucket {
             description: config.description.clone().unwrap_or_default(),
         };
         let id = BucketId::new(&config.name, created);
-        Self { session: session.clone(), store, id, shape }
+        let key = StreamKey { name: config.name.clone(), epoch: created };
+        Self { session: session.clone(), store, id, key, shape }
     }
 
     pub(super) fn id(&self) -> BucketId {
         self.id
+    }
+
+    pub(super) fn key(&self) -> &StreamKey {
+        &self.key
     }
 
     pub(super) fn shape(&self) -> &Shape {
@@ -219,7 +226,7 @@ impl Reader {
         };
         let info = message.info().map_err(|error| ended(error.to_string()))?;
         let stored = u64::try_from(info.published.unix_timestamp_nanos()).unwrap_or_default();
-        let pending = info.pending;
+        let (pending, sequence) = (info.pending, info.stream_sequence);
         let empty = HeaderMap::new();
         let map = message.headers.as_ref().unwrap_or(&empty);
         let (version, operation) = read_map(map, self.id, stored);
@@ -231,6 +238,8 @@ impl Reader {
             operation,
             headers: headers.into(),
             value: message.payload.clone(),
+            sequence,
+            stored,
             pending,
         })
     }

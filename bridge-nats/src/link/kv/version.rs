@@ -115,6 +115,10 @@ pub(super) struct Entry {
     /// A block as this node has it.
     pub(super) headers: Bytes,
     pub(super) value: Bytes,
+    /// Its revision in the source.
+    pub(super) sequence: u64,
+    /// When it was stored there.
+    pub(super) stored: u64,
     /// Entries behind it that are waiting, as far as the source knows.
     pub(super) pending: u64,
 }
