@@ -228,6 +228,7 @@ async fn open_store(options: &NodeOptions) -> Result<Router, StartError> {
     let router_options = RouterOptions {
         log: LogOptions { segment_bytes: options.segment_bytes, ..LogOptions::default() },
         message_bytes_max: options.payload_bytes_max,
+        scrub_period: options.scrub_period,
         ..RouterOptions::default()
     };
     let opening = tokio::task::spawn_blocking(move || {

@@ -47,8 +47,9 @@ pub struct RouterOptions {
     /// Largest headers + payload of a message. Default 8 MiB, which is the most a frame can hold with ease.
     pub message_bytes_max: usize,
     /// How long it takes to read the sealed part of the log once in search of damage (DR15). Default 7 days,
-    /// at least one second. It is read while nobody waits, at most 1 MiB a second, so a large or busy store
-    /// takes longer. A start begins anew.
+    /// at least one second. It is read while nobody waits, at most 1 MiB a second, so a large store takes
+    /// longer; of one that is never idle a step is read when it is late by as much as steps are apart, so that it
+    /// takes twice as long. A start begins anew.
     pub scrub_period: Duration,
 }
 

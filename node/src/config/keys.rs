@@ -169,6 +169,9 @@ keys! {
     /// Size at which a segment of the log is sealed.
     #[arg(long, value_name = "SIZE")]
     flag segment_bytes: ByteSize, "size" = "64MiB", Bounds::Size { min: 16 * MIB, max: 1024 * MIB };
+    /// How long one search of the sealed log for damage takes; twice as long under load.
+    #[arg(long, value_name = "DURATION")]
+    flag scrub_period: Span, "duration" = "7d", Bounds::Span { min: 3_600_000, max: 365 * 86_400_000 };
     /// How long a stopping node waits for its clients to take what is theirs.
     #[arg(long, value_name = "DURATION")]
     flag drain_timeout: Span, "duration" = "10s", Bounds::Span { min: 0, max: 600_000 };

@@ -54,6 +54,11 @@ impl Idle {
         self.scrub_interval().map(|interval| self.scrubbed_at + interval)
     }
 
+    /// The next step is late by as much as steps are apart: there was always something else to do.
+    fn scrub_is_late(&self, now: Instant) -> bool {
+        self.scrub_interval().is_some_and(|interval| self.scrubbed_at + interval * 2 <= now)
+    }
+
     fn due_in(&self, now: Instant) -> Option<Duration> {
         let due = self.seal_at.into_iter().chain(self.scrub_at()).min()?;
         Some(due.saturating_duration_since(now))
@@ -85,6 +90,13 @@ impl Driver {
         }
         if let Err(error) = self.log.seal_tail() {
             self.fail(&error);
+        }
+    }
+
+    /// A step of a scrub although there is traffic, when it is late: who waits then waits for one read.
+    pub(super) fn scrub_if_late(&mut self, now: Instant) {
+        if self.idle.scrub_is_late(now) {
+            self.scrub();
         }
     }
 
@@ -125,6 +137,14 @@ mod tests {
     fn steps_are_a_second_apart_however_much_there_is() {
         assert_eq!(idle(1 << 50).scrub_interval(), Some(Duration::from_secs(1)));
         assert_eq!(idle(u64::MAX).scrub_interval(), Some(Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn a_busy_store_takes_twice_as_long() {
+        let idle = idle(7 << 20);
+        let day = Duration::from_secs(86_400);
+        assert!(!idle.scrub_is_late(idle.scrubbed_at + day));
+        assert!(idle.scrub_is_late(idle.scrubbed_at + day * 2));
     }
 
     #[test]

@@ -45,6 +45,8 @@ use crate::wire::Wire;
 const LAZY_COMMIT_NANOS: u64 = 250_000_000;
 /// Messages delivered in one turn, so that a long replay does not hold up publishes.
 const DELIVERIES_PER_TURN: usize = 1024;
+/// How often a turn looks for more commands before it ends.
+const REFILLS_MAX: usize = 4;
 /// Upkeep of the log at least this often while there is traffic, and how often a full disk is looked at.
 const MAINTAIN_EVERY: Duration = Duration::from_millis(500);
 const STATS_EVERY: Duration = Duration::from_millis(100);
@@ -251,6 +253,16 @@ impl Driver {
         self.failure.is_none() && self.engine.has_work()
     }
 
+    /// Takes what came while the commands before it were carried out: it shares their sync.
+    fn refill(&self, commands: &mut VecDeque<Command>) -> bool {
+        if self.replica.is_some() || self.failure.is_some() {
+            return false;
+        }
+        let BatchLimits { commands: commands_max, bytes, .. } = self.limits;
+        self.shared.queue.take(commands, commands_max, bytes, Some(Duration::ZERO)) == Taken::Commands
+            && !commands.is_empty()
+    }
+
     /// One batch: commands, what is due, deliveries, commit, release.
     fn turn(&mut self) {
         if self.failure.is_some() {
@@ -261,7 +273,15 @@ impl Driver {
             self.input(Input::Interest { subject, group, present });
         }
         let mut commands = std::mem::take(&mut self.commands);
-        while let Some(command) = commands.pop_front() {
+        let mut refills = 0;
+        loop {
+            let Some(command) = commands.pop_front() else {
+                refills += 1;
+                if refills <= REFILLS_MAX && self.refill(&mut commands) {
+                    continue;
+                }
+                break;
+            };
             if self.failure.is_some() {
                 self.refuse(command);
                 continue;
@@ -532,6 +552,7 @@ impl Driver {
                 self.release();
                 self.checkpoints.save(&mut self.engine, &self.log, now);
             }
+            self.scrub_if_late(now);
         }
         if now.saturating_duration_since(self.counted) >= STATS_EVERY {
             self.count();
