@@ -35,6 +35,9 @@ targets! {
     identity,
     interest,
     raft_rpc,
+    log_entry,
+    log_files,
     segment_open,
     subject_filter,
+    vote_file,
 }
