@@ -124,9 +124,10 @@ pub fn use_everything(mut opened: Opened, forged: bool) {
             from = found.next();
         }
     }
+    let sequence = log.runs(StreamId(99)).last().map_or(Sequence(1), |run| Sequence(run.last.0 + 1));
     let written = MessageRef {
         stream: StreamId(99),
-        sequence: Sequence(1),
+        sequence,
         timestamp: Timestamp(1),
         subject: b"new",
         headers: b"",
@@ -134,7 +135,7 @@ pub fn use_everything(mut opened: Opened, forged: bool) {
     };
     log.push_message(&written);
     if log.write().is_ok() && log.sync().is_ok() {
-        assert!(matches!(log.read(StreamId(99), Sequence(1)), Read::Found(_)), "what was synced is there");
+        assert!(matches!(log.read(StreamId(99), sequence), Read::Found(_)), "what was synced is there");
         // Both may find damage.
         drop(log.maintain());
         drop(opened.log.close());
@@ -175,20 +176,32 @@ pub fn forge(segment: &mut [u8]) {
     }
 }
 
-/// Makes one frame valid: header, records, and its tie to the frame before it, if that is known.
-pub fn forge_frame(frame: &mut [u8], previous: Option<usize>) {
-    let mut at = FRAME_HEADER_BYTES;
-    while let Some(len) = number(frame, at + 4) {
-        let Some(end) = at.checked_add(len).filter(|end| len >= RECORD_HEADER_BYTES && *end <= frame.len())
+/// Makes the checksums of records valid, as far as their lengths lead. Says how many there are.
+pub fn forge_records(body: &mut [u8]) -> u32 {
+    let (mut at, mut count) = (0, 0);
+    while let Some(len) = number(body, at + 4) {
+        let Some(end) = at.checked_add(len).filter(|end| len >= RECORD_HEADER_BYTES && *end <= body.len())
         else {
             break;
         };
         let mut hasher = crc32fast::Hasher::new();
         hasher.update(&SHARD.0.to_le_bytes());
-        hasher.update(&frame[at + 4..end]);
-        put(frame, at, hasher.finalize());
+        hasher.update(&body[at + 4..end]);
+        put(body, at, hasher.finalize());
         at = end;
+        count += 1;
     }
+    count
+}
+
+/// How many records there are, as far as their lengths lead.
+pub fn count_records(body: &[u8]) -> u32 {
+    forge_records(&mut body.to_vec())
+}
+
+/// Makes one frame valid: header, records, and its tie to the frame before it, if that is known.
+pub fn forge_frame(frame: &mut [u8], previous: Option<usize>) {
+    forge_records(&mut frame[FRAME_HEADER_BYTES..]);
     if let Some(previous) = previous.and_then(|previous| u32::try_from(previous).ok()) {
         put(frame, 52, previous);
     }

@@ -35,10 +35,13 @@ targets! {
     identity,
     interest,
     link_table,
+    log_entry,
+    log_files,
     mesh_frame,
     peer_frames,
     peer_hello,
     raft_rpc,
     segment_open,
     subject_filter,
+    vote_file,
 }

@@ -21,6 +21,7 @@ use crate::{
     },
     index::{self, MemoryIndex},
     recovery::{Image, read_image},
+    replica::{INCOMING, VoteState, look_at_vote},
     segment::index_frame,
     tail::{self, End, Scan},
 };
@@ -34,15 +35,19 @@ pub struct CheckReport {
     pub missing: Vec<SegmentId>,
     /// Segment files that do not belong to the log.
     pub unexpected: Vec<String>,
-    /// Files that were being written when the process stopped; the next start removes them.
+    /// Files that were being written when the process stopped; the next start removes them. Those in `incoming/` are of
+    /// a peer's log, which is still being fetched or takes the place of this one at the next start.
     pub unfinished: Vec<String>,
+    pub vote: VoteState,
 }
 
 impl CheckReport {
     /// Nothing was found that would make a read fail or the log refuse to open.
     #[must_use]
     pub fn is_sound(&self) -> bool {
-        self.missing.is_empty() && self.segments.iter().all(SegmentReport::is_sound)
+        self.missing.is_empty()
+            && self.vote != VoteState::Lost
+            && self.segments.iter().all(SegmentReport::is_sound)
     }
 }
 
@@ -159,6 +164,7 @@ pub fn check(disk: &dyn Disk, directory: &Path) -> Result<CheckReport, DiskFaile
         missing: Vec::new(),
         unexpected: Vec::new(),
         unfinished: listing.unfinished,
+        vote: look_at_vote(disk, directory)?,
     };
     let mut expected = BTreeSet::new();
     let mut before_newest = None;
@@ -351,6 +357,10 @@ impl Listing {
                 }
                 Some((_, false)) => {}
                 None if name.ends_with(".tmp") && name != crate::log::SPARE => listing.unfinished.push(name),
+                None if name == INCOMING => {
+                    let names = disk.list(&directory.join(INCOMING)).map_err(failed)?;
+                    listing.unfinished.extend(names.into_iter().map(|name| format!("{INCOMING}/{name}")));
+                }
                 None => {}
             }
         }

@@ -54,7 +54,7 @@ pub use random::SeededRandom;
 pub use replay::{Replay, ReplayCursor};
 pub use replica::{
     CHUNK_BYTES_MAX, EntryFault, InstallError, Installation, LogFile, LogFiles, LogFilesError, ShipError,
-    Shipment, VOTE_BYTES_MAX, VoteError, VoteFile, Wanted,
+    Shipment, VOTE_BYTES_MAX, VoteError, VoteFile, VoteState, Wanted,
 };
 pub use report::{
     LogStats, Maintained, RecoveryReport, Replayed, ReplayedRecord, RunSubject, RunSummary, Snapshot, Tail,

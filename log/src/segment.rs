@@ -1,6 +1,6 @@
 //! The segments of an open log: the one that is written, and the sealed ones.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use crate::{
     Damage, DiskFile, Index, StreamId, Term,
@@ -20,6 +20,9 @@ use crate::{
 
 /// Bytes between two marks of the open segment.
 const MARK_EVERY: u64 = 256 * 1024;
+
+/// The last frames of which every place is known.
+const RECENT_MAX: usize = 256;
 
 /// Zeros written at once ahead of the frames. The first sync behind a write into blocks that are only
 /// reserved has to put their change of state into the filesystem's journal, which costs as much again as the
@@ -57,6 +60,8 @@ pub(crate) struct OpenSegment {
     tail: (u64, Vec<u8>),
     /// Now and then an index and the place of its frame, so that a replay need not begin at the front.
     marks: Vec<(Index, u64)>,
+    /// Every one of the last frames: what was written just now is read again when it is decided.
+    recent: VecDeque<(Index, u64)>,
 }
 
 impl OpenSegment {
@@ -82,6 +87,7 @@ impl OpenSegment {
             zeroed_to: 0,
             tail: (0, Vec::new()),
             marks: Vec::new(),
+            recent: VecDeque::new(),
         }
     }
 
@@ -169,6 +175,10 @@ impl OpenSegment {
     }
 
     pub(crate) fn mark(&mut self, index: Index, at: u64) {
+        if self.recent.len() >= RECENT_MAX {
+            self.recent.pop_front();
+        }
+        self.recent.push_back((index, at));
         if self.marks.last().is_none_or(|(_, before)| at >= before + MARK_EVERY) {
             self.marks.push((index, at));
         }
@@ -180,6 +190,10 @@ impl OpenSegment {
 
     /// A place at or before the frame of `index`, at the beginning of a frame.
     pub(crate) fn place_before(&self, index: Index) -> u64 {
+        let recent = self.recent.partition_point(|(mark, _)| *mark <= index);
+        if let Some((_, at)) = recent.checked_sub(1).and_then(|place| self.recent.get(place)) {
+            return *at;
+        }
         let behind = self.marks.partition_point(|(mark, _)| *mark <= index);
         behind.checked_sub(1).map_or(self.frames_from, |place| self.marks[place].1)
     }

@@ -216,6 +216,15 @@ mod tests {
     }
 
     #[test]
+    fn a_local_frame_takes_no_index() {
+        let mut frame = [vec![0; FRAME_HEADER_BYTES], b"body".to_vec()].concat();
+        finish(&mut frame, 4096, &FrameHeader { flags: LOCAL, ..header() });
+        assert!(!FrameHeader::decode(&frame).unwrap().is_ordinary());
+        let hex: String = frame.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, include_str!("golden/local_frame.hex").trim());
+    }
+
+    #[test]
     fn golden_bytes() {
         let (frame, _) = frame(b"body");
         let hex: String = frame.iter().map(|byte| format!("{byte:02x}")).collect();

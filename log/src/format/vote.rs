@@ -10,6 +10,8 @@ use crate::{
 pub(crate) const SLOT_BYTES: usize = 4096;
 /// Longest vote.
 pub const VOTE_BYTES_MAX: usize = 1024;
+/// More saves than anybody makes.
+pub(crate) const GENERATION_MAX: u64 = u64::MAX / 2;
 const MAGIC: [u8; 8] = *b"BEAMVOT\0";
 const VERSION: u16 = 1;
 /// Everything but the checksum.
@@ -51,6 +53,12 @@ impl Slot {
     }
 
     pub(crate) fn decode(bytes: &[u8], shard: ShardId) -> Result<Self, SlotFault> {
+        let slot = Self::decode_any(bytes)?;
+        if slot.shard == shard { Ok(slot) } else { Err(SlotFault::Shard(slot.shard)) }
+    }
+
+    /// The slot of whatever shard.
+    pub(crate) fn decode_any(bytes: &[u8]) -> Result<Self, SlotFault> {
         let slot: &[u8; SLOT_BYTES] = bytes.first_chunk().ok_or(SlotFault::Bytes)?;
         let (checked, own) = slot.split_at(CHECKED);
         if !slot.starts_with(&MAGIC) || crc32fast::hash(checked).to_le_bytes() != *own {
@@ -67,14 +75,11 @@ impl Slot {
             fields.u32()?;
             Some((version, some, found, generation, len))
         })();
-        let (version, some, found, generation, len) = decoded.ok_or(SlotFault::Bytes)?;
+        let (version, some, shard, generation, len) = decoded.ok_or(SlotFault::Bytes)?;
         if version != VERSION {
             return Err(SlotFault::Version(version));
         }
-        if found != shard {
-            return Err(SlotFault::Shard(found));
-        }
-        if len > VOTE_BYTES_MAX || some > 1 {
+        if len > VOTE_BYTES_MAX || some > 1 || generation > GENERATION_MAX {
             return Err(SlotFault::Bytes);
         }
         let body = fields.take(len).ok_or(SlotFault::Bytes)?.to_vec();

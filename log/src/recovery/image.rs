@@ -45,6 +45,11 @@ pub(crate) fn read_image(file: &dyn DiskFile, past_cache: bool) -> std::io::Resu
         }
         at += read as u64;
     }
+    // The header is looked at where it stands, also when its checksum ends in zeros.
+    let front = usize::try_from(file_bytes.min(FRAMES_AT)).expect("a few thousand");
+    if bytes.len() < front {
+        bytes.resize(front, 0);
+    }
     Ok(Image { bytes, file_bytes })
 }
 

@@ -240,3 +240,57 @@ impl Pins {
         self.0.iter().filter(|pin| pin.strong_count() > 0).count()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list() -> LogFiles {
+        let file = |name: &str, bytes, hash| LogFile { name: name.to_owned(), bytes, hash };
+        LogFiles {
+            shard: ShardId(3),
+            last: EntryId { index: Index(9), term: Term(2) },
+            files: vec![
+                file("00000000000000000001-000000.seg", 5000, 7),
+                file("00000000000000000005-000002.seg", 4096, 8),
+            ],
+        }
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let hex: String = list().encode().unwrap().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, include_str!("golden/log_files.hex").trim());
+    }
+
+    #[test]
+    fn a_list_comes_back_and_names_nothing_but_segments_in_their_order() {
+        assert_eq!(LogFiles::decode(&list().encode().unwrap()).unwrap(), list());
+        let changed = |change: fn(&mut LogFiles)| {
+            let mut list = list();
+            change(&mut list);
+            LogFiles::decode(&list.encode().unwrap())
+        };
+        for name in ["../vote", "vote", "00000000000000000001-000000.idx", "00000000000000000000-000000.seg"]
+        {
+            let mut list = list();
+            list.files[0].name = name.to_owned();
+            let refused = LogFiles::decode(&list.encode().unwrap());
+            assert!(matches!(refused, Err(LogFilesError::Name { .. })), "{name}");
+        }
+        assert!(matches!(changed(|list| list.files.reverse()), Err(LogFilesError::Name { .. })));
+        assert!(matches!(changed(|list| list.files.clear()), Err(LogFilesError::Empty)));
+        assert!(matches!(changed(|list| list.files[1].bytes = 4095), Err(LogFilesError::Bytes { .. })));
+        assert!(matches!(changed(|list| list.files[1].bytes = 1 << 32), Err(LogFilesError::Bytes { .. })));
+    }
+
+    #[test]
+    fn every_flipped_bit_of_a_list_is_noticed() {
+        let bytes = list().encode().unwrap();
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(LogFiles::decode(&flipped).is_err(), "bit {bit}");
+        }
+    }
+}

@@ -22,7 +22,7 @@ use crate::{
     rewrite::NewFile,
 };
 
-const INCOMING: &str = "incoming";
+pub(crate) const INCOMING: &str = "incoming";
 const REPLACED: &str = "replaced";
 const MANIFEST: &str = "manifest";
 /// Everything was verified: the exchange will be carried out.

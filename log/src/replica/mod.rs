@@ -19,9 +19,10 @@ use crate::{DamageReason, Index, Sequence, StreamId, Term};
 pub(crate) use files::Pin;
 pub use files::{CHUNK_BYTES_MAX, LogFile, LogFiles, LogFilesError, ShipError, Shipment};
 pub(crate) use history::History;
-pub(crate) use install::complete as complete_installation;
+pub(crate) use install::{INCOMING, complete as complete_installation};
 pub use install::{InstallError, Installation, Wanted};
-pub use vote::{VOTE_BYTES_MAX, VoteError, VoteFile};
+pub(crate) use vote::look as look_at_vote;
+pub use vote::{VOTE_BYTES_MAX, VoteError, VoteFile, VoteState};
 
 /// Longest body of an entry that is taken from somebody else. Leaves room for a frame of one large message.
 pub(crate) const ENTRY_BYTES_MAX: usize = 256 << 20;

@@ -11,7 +11,7 @@ use std::{
 use crate::{
     Disk, DiskFailed, DiskFile, OpenMode, ShardId,
     files::Files,
-    format::vote::{SLOT_BYTES, Slot, SlotFault},
+    format::vote::{GENERATION_MAX, SLOT_BYTES, Slot, SlotFault},
     rewrite::NewFile,
 };
 
@@ -91,10 +91,16 @@ impl VoteFile {
         }
         let Some(newest) = newest.cloned() else { return Err(VoteError::Amnesia { path }) };
         let mut vote = Self { files, shard, file, generation: newest.generation, poisoned: false };
-        let repair = slots.iter().any(|slot| slot.as_ref() != Ok(&newest));
-        if repair {
-            tracing::warn!(path = %path.display(), "a copy of the vote was damaged or old; it is written again");
-            vote.put(&newest.body)?;
+        let bad: Vec<u64> = SLOTS
+            .into_iter()
+            .zip(&slots)
+            .filter(|(_, slot)| slot.as_ref() != Ok(&newest))
+            .map(|(at, _)| at)
+            .collect();
+        if !bad.is_empty() {
+            tracing::warn!(path = %vote.files.path(NAME).display(), "a copy of the vote was damaged or old; it is written again");
+            // The other copy is not touched: it is the only one.
+            vote.write(&newest, &bad)?;
         }
         Ok((vote, newest.body))
     }
@@ -115,24 +121,62 @@ impl VoteFile {
         if vote.len() > VOTE_BYTES_MAX {
             return Err(VoteError::TooLarge { bytes: vote.len() });
         }
-        self.put(&Some(vote.to_vec()))
-    }
-
-    fn put(&mut self, body: &Option<Vec<u8>>) -> Result<(), VoteError> {
-        if self.poisoned {
+        // No file of ours comes near the last generation; one that says so was made by somebody else.
+        if self.poisoned || self.generation >= GENERATION_MAX {
             return Err(VoteError::Poisoned);
         }
         self.generation += 1;
-        let slot = Slot { shard: self.shard, generation: self.generation, body: body.clone() }.encode();
-        // The second copy is touched only when the first is durable: at any moment one of them is whole.
-        for at in SLOTS {
-            if let Err(source) = self.file.write_at(&slot, at).and_then(|()| self.file.sync_data()) {
+        let slot = Slot { shard: self.shard, generation: self.generation, body: Some(vote.to_vec()) };
+        self.write(&slot, &SLOTS)
+    }
+
+    /// The second copy is touched only when the first is durable: at any moment one of them is whole.
+    fn write(&mut self, slot: &Slot, places: &[u64]) -> Result<(), VoteError> {
+        let slot = slot.encode();
+        for at in places {
+            if let Err(source) = self.file.write_at(&slot, *at).and_then(|()| self.file.sync_data()) {
                 self.poisoned = true;
                 return Err(self.files.failed("saving", NAME, source).into());
             }
         }
         Ok(())
     }
+}
+
+/// The copies of a shard's vote, looked at and left as they are.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum VoteState {
+    /// There is no vote file: the shard was never replicated.
+    None,
+    Whole,
+    /// A copy is damaged or old; the next start writes it again.
+    OneCopy,
+    /// Neither copy can be read: the node forgot what it promised, and does not start.
+    Lost,
+}
+
+/// Looks at the vote file of a shard's directory.
+pub(crate) fn look(disk: &dyn Disk, directory: &Path) -> Result<VoteState, DiskFailed> {
+    let path = directory.join(NAME);
+    let failed = |action| {
+        let path = path.clone();
+        move |source| DiskFailed { action, path, source }
+    };
+    if !disk.exists(&path).map_err(failed("looking for"))? {
+        return Ok(VoteState::None);
+    }
+    let file = disk.open(&path, OpenMode::Read).map_err(failed("opening"))?;
+    let mut slots = Vec::new();
+    for at in SLOTS {
+        let mut bytes = vec![0; SLOT_BYTES];
+        let read = file.read_at(&mut bytes, at).unwrap_or(0);
+        slots.push(Slot::decode_any(bytes.get(..read).unwrap_or_default()).ok());
+    }
+    Ok(match slots.as_slice() {
+        [None, None] => VoteState::Lost,
+        [one, other] if one == other => VoteState::Whole,
+        _ => VoteState::OneCopy,
+    })
 }
 
 /// What the medium holds, whatever the system's cache believes.

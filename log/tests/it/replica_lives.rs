@@ -483,10 +483,26 @@ fn a_vote_is_the_old_one_or_the_new_one_after_every_cut() {
                 open(&after, begun).unwrap_or_else(|error| panic!("{cut} {crash:?} {error}"));
             assert!(vote == saved || vote == wanted, "{cut} {crash:?} {vote:?}");
             states += 1;
+            // One copy is damaged, and every change of its repair cut.
+            for slot in 0..2 {
+                let damaged = after.fork();
+                damaged.flip_bit(&directory().join("vote"), slot * 4096 * 8 + 9).unwrap();
+                for cut in 1.. {
+                    let again = damaged.fork();
+                    again.power_off_at(cut);
+                    let repaired = open(&again, true).is_ok();
+                    again.crash(Crash::Scatter { seed: cut });
+                    assert_eq!(open(&again, true).unwrap().1, vote);
+                    states += 1;
+                    if repaired {
+                        break;
+                    }
+                }
+            }
             file.save(b"later").unwrap();
             let (_, vote) = open(&after, true).unwrap();
             assert_eq!(vote.as_deref(), Some(&b"later"[..]));
         }
     }
-    assert!(states > 10, "{states}");
+    assert!(states > 200, "{states}");
 }

@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use beamlog_log::inspect::{self, Dumped, DumpedRecord, SegmentReport};
 use beamlog_log::{
     DataDirectory, DirectoryError, Disk, DiskLock, FirstStart, Log, LogOptions, NodeId, OpenError, Opened,
-    ShardId, StdDisk, Tail, Timestamp,
+    ShardId, StdDisk, Tail, Timestamp, VoteState,
 };
 use beamlog_nats::rfc3339;
 use beamlog_router::headers;
@@ -115,6 +115,7 @@ fn check(store: &Store, output: Output) -> Result<(), Failure> {
         "missing": report.missing.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "unexpected": report.unexpected,
         "unfinished": report.unfinished,
+        "vote": vote_name(report.vote),
     });
     output.value(&value, check_text)?;
     if report.is_sound() {
@@ -126,6 +127,15 @@ fn check(store: &Store, output: Output) -> Result<(), Failure> {
          what is not damaged is served",
         report.missing.len()
     )))
+}
+
+const fn vote_name(vote: VoteState) -> &'static str {
+    match vote {
+        VoteState::None => "none",
+        VoteState::Whole => "whole",
+        VoteState::OneCopy => "one copy",
+        VoteState::Lost => "lost",
+    }
 }
 
 fn segment_value(segment: &SegmentReport) -> Value {
@@ -160,6 +170,9 @@ fn check_text(value: &Value) -> String {
         for name in value[kind].as_array().into_iter().flatten() {
             text.push_str(&format!("{kind}: {}\n", cell(name)));
         }
+    }
+    if value["vote"] != "none" {
+        text.push_str(&format!("vote: {}\n", cell(&value["vote"])));
     }
     if value["sound"] == true {
         text.push_str("sound\n");
