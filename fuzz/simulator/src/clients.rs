@@ -79,6 +79,12 @@ impl Load {
         }
     }
 
+    /// Publishes the next message until it is acked or patience ends. Returns whether it was acked.
+    pub async fn publish_next(&self, number: usize, place: &mut usize, random: &mut SeededRandom) -> bool {
+        let id = self.next_id();
+        self.publish(number, id, 0, place, random).await
+    }
+
     /// Publishes one message until it is acked or patience ends. Returns whether it was acked.
     pub async fn publish(
         &self,

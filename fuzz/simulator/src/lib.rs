@@ -5,7 +5,9 @@
 pub mod clients;
 pub mod executor;
 pub mod network;
+pub mod node;
 pub mod oracle;
 pub mod random;
+pub mod run;
 pub mod swarm;
 pub mod trace;

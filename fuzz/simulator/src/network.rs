@@ -55,7 +55,17 @@ struct Inner {
 struct Node {
     introduction: Introduction,
     handler: Arc<dyn PeerHandler>,
+    claims: Claims,
     process: u64,
+}
+
+/// What a node says of itself at that moment.
+type Claims = Arc<dyn Fn() -> Bytes + Send + Sync>;
+
+impl Node {
+    fn introduction(&self) -> Introduction {
+        Introduction { claims: (self.claims)(), ..self.introduction.clone() }
+    }
 }
 
 /// Both directions of a session; the key of the table is the pair in order.
@@ -120,9 +130,15 @@ impl Network {
     }
 
     /// A process appears under its introduction. `process` tells it from the ones before it.
-    pub fn attach(&self, introduction: Introduction, handler: Arc<dyn PeerHandler>, process: u64) -> Endpoint {
+    pub fn attach(
+        &self,
+        introduction: Introduction,
+        handler: Arc<dyn PeerHandler>,
+        claims: Claims,
+        process: u64,
+    ) -> Endpoint {
         let id = introduction.id;
-        self.lock().nodes.insert(id, Node { introduction, handler, process });
+        self.lock().nodes.insert(id, Node { introduction, handler, claims, process });
         Endpoint { network: self.clone(), own: id, process }
     }
 
@@ -262,10 +278,8 @@ impl Network {
         }) else {
             return;
         };
-        let admitted = one
-            .handler
-            .admit(&other.introduction)
-            .and_then(|()| other.handler.admit(&one.introduction));
+        let (of_one, of_other) = (one.introduction(), other.introduction());
+        let admitted = one.handler.admit(&of_other).and_then(|()| other.handler.admit(&of_one));
         if let Err(refusal) = admitted {
             note!(self.trace, "no session of {a} and {b}: {refusal}");
             return;
@@ -288,8 +302,8 @@ impl Network {
             number
         };
         note!(self.trace, "session {number} of {a} and {b}");
-        one.handler.connected(Session { peer: b, number }, &other.introduction);
-        other.handler.connected(Session { peer: a, number }, &one.introduction);
+        one.handler.connected(Session { peer: b, number }, &of_other);
+        other.handler.connected(Session { peer: a, number }, &of_one);
     }
 
     /// Carries the frames of one lane in one direction, in their order.
