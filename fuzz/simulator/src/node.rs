@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use beamlog_log::sim_disk::{Crash, SimDisk};
-use beamlog_log::{Index, NodeId, ShardId};
+use beamlog_log::{Index, NodeId, SeededRandom, ShardId};
 use beamlog_net::cluster::{ChangeError, Cluster, ClusterOptions, Member, Seat, Standing, Start};
 use beamlog_net::peer::{Introduction, PeerId, Role as PeerRole};
 use beamlog_net::runtime::{self, Executor};
@@ -21,6 +21,8 @@ use crate::trace::Trace;
 
 /// How often a driver looks for work that came without its asking.
 const LOOK: Duration = Duration::from_micros(500);
+/// Steps without anything to do after which a driver is said to spin.
+const SPIN: u32 = 5_000;
 /// Before a node asks again to be taken in.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 /// The cluster's only shard.
@@ -90,9 +92,8 @@ fn lock(slot: &Slot) -> MutexGuard<'_, Shown> {
 impl Place {
     #[must_use]
     pub fn new(number: usize) -> Self {
-        let id = NodeId([u8::try_from(number + 1).unwrap_or(u8::MAX); 16].map(|byte| byte ^ 0x5a));
-        let mut bytes = id.0;
-        bytes[0] = bytes[0].wrapping_add(1);
+        let mut bytes = [0; 16];
+        SeededRandom::new(number as u64).fill(&mut bytes);
         let id = NodeId(bytes);
         Self {
             number,
@@ -222,7 +223,7 @@ impl Life {
         };
         let (handler, claims) = (seat.handler(), seat.claims());
         let endpoint = self.network.attach(introduction, handler, claims, self.process);
-        drop(runtime::spawn(drive(stepper, Arc::clone(&self.slot))));
+        drop(runtime::spawn(drive(stepper, Arc::clone(&self.slot), Arc::clone(&self.trace), self.place)));
         let start = Start {
             seat,
             shard: SHARD,
@@ -284,9 +285,15 @@ impl Life {
 }
 
 /// Steps a driver for as long as its process lives.
-async fn drive(mut stepper: Stepper, slot: Slot) {
+async fn drive(mut stepper: Stepper, slot: Slot, trace: Arc<Trace>, place: usize) {
+    let mut idle = 0_u32;
     loop {
         let stepped = stepper.step();
+        idle = if !stepped.progress && stepped.next == Some(Duration::ZERO) { idle + 1 } else { 0 };
+        if idle == SPIN {
+            note!(trace, "n{place} spins");
+            lock(&slot).stopped = Some("its driver has nothing to do and does not sleep".to_owned());
+        }
         {
             let mut shown = lock(&slot);
             if shown.wants_rows
