@@ -8,7 +8,8 @@
 //!   cannot keep this ends. Frames of another session are refused, never mixed in.
 //! * Calls have no order among each other, even within a lane. A call that failed with
 //!   [`CallError::Lost`] or [`CallError::TimedOut`] may have been executed.
-//! * Nothing blocks, and every queue has an end.
+//! * Nothing blocks, and every queue has an end. No function of a transport calls the handler before it
+//!   returns: whoever calls may hold locks that the handler takes.
 
 use std::fmt;
 use std::future::Future;
@@ -70,18 +71,20 @@ impl Lane {
             // One frame of the log, and what openraft says about it.
             Self::Append => (16 << 20) + (64 << 10),
             Self::Mesh => 4 << 20,
-            Self::Admin => 1 << 20,
-            Self::CatchUp => (4 << 20) + (64 << 10),
+            Self::Admin => 256 << 10,
+            Self::CatchUp => (1 << 20) + (64 << 10),
         }
     }
 
-    /// Calls that may be under way to one peer. The next wait for their turn within their deadline.
+    /// Calls that may be under way to one peer. The next wait for their turn within their deadline. The
+    /// mesh has none: it is the lane of one-way frames, and the only one.
     #[must_use]
     pub const fn calls_max(self) -> usize {
         match self {
-            Self::Vote | Self::Append => 4,
-            Self::Mesh => 1,
-            Self::Admin | Self::CatchUp => 2,
+            Self::Vote => 4,
+            Self::Append | Self::CatchUp => 2,
+            Self::Admin => 1,
+            Self::Mesh => 0,
         }
     }
 }
@@ -159,6 +162,9 @@ pub enum CallError {
     /// Nothing was sent.
     #[error("{bytes} bytes are more than a lane takes")]
     TooLarge { bytes: usize },
+    /// Nothing was sent.
+    #[error("lane {0:?} is for one-way frames")]
+    OneWay(Lane),
     /// Perhaps executed.
     #[error("no answer in time")]
     TimedOut,
@@ -179,6 +185,8 @@ pub enum SendError {
     /// The session has ended: `disconnected` was called, or will be.
     #[error("the session has ended")]
     Ended,
+    #[error("lane {0:?} is for calls")]
+    NotOneWay(Lane),
     #[error("{bytes} bytes are more than a lane takes")]
     TooLarge { bytes: usize },
 }
@@ -202,6 +210,12 @@ pub trait PeerTransport: Send + Sync {
     /// # Errors
     /// The frame was not taken and will not be sent.
     fn send(&self, to: Session, lane: Lane, frame: Bytes) -> Result<(), SendError>;
+
+    /// How many bytes of one-way frames wait in this session and lane: whoever sends can slow down in time.
+    fn waiting(&self, to: Session, lane: Lane) -> usize {
+        let _ = (to, lane);
+        0
+    }
 
     /// Ends a session (it may have ended). The peer is connected again as after any loss.
     fn reset(&self, session: Session, reason: &str);

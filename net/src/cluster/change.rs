@@ -99,7 +99,7 @@ impl Inner {
             Ok(bytes) if bytes.as_ref() == [1] => Ok(()),
             Ok(_) => Err(ChangeError::Refused("the answer is not one".to_owned())),
             Err(CallError::Refused(refusal)) => Err(ChangeError::Refused(refusal.reason)),
-            Err(error @ (CallError::NotConnected(_) | CallError::TooLarge { .. })) => {
+            Err(error @ (CallError::NotConnected(_) | CallError::TooLarge { .. } | CallError::OneWay(_))) => {
                 Err(ChangeError::Refused(error.to_string()))
             }
             Err(error @ (CallError::TimedOut | CallError::Lost(_))) => {

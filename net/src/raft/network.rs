@@ -89,7 +89,10 @@ impl Link {
                 RPCError::Timeout(Timeout { action, id: self.links.me, target: self.target, timeout: limit })
             }
             CallError::Lost(_) => RPCError::Network(NetworkError::new(&error)),
-            CallError::NotConnected(_) | CallError::TooLarge { .. } | CallError::Refused(_) => {
+            CallError::NotConnected(_)
+            | CallError::TooLarge { .. }
+            | CallError::OneWay(_)
+            | CallError::Refused(_) => {
                 if !matches!(error, CallError::NotConnected(_)) {
                     tracing::debug!(peer = %PeerId(self.target), ?lane, %error, "a request was refused");
                 }

@@ -23,7 +23,7 @@ const INDEX_MAX: u64 = 1 << 62;
 /// Bytes of a name, a reason, a membership.
 const TEXT_MAX: usize = 1024;
 /// Bytes of files in one answer.
-pub const CHUNK_BYTES_MAX: usize = 4 << 20;
+pub const CHUNK_BYTES_MAX: usize = 1 << 20;
 /// Files in one list.
 pub const FILES_MAX: usize = 65_536;
 

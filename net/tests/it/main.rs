@@ -1,6 +1,11 @@
-//! Nodes that replicate each other, in one process.
+//! Nodes with real sockets on loopback, and nodes that replicate each other in one process.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod certificates;
+mod mesh;
+mod refused;
 mod replicate;
+mod sessions;
+mod support;
 mod wires;
 mod world;

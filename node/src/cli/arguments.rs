@@ -4,6 +4,7 @@ use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::cli::bench::BenchArguments;
+use crate::cli::cert::CertCommand;
 use crate::cli::configuration::ConfigCommand;
 use crate::cli::consumer::ConsumerArguments;
 use crate::cli::kv::KvArguments;
@@ -63,6 +64,9 @@ pub(crate) enum Command {
     Kv(KvArguments),
     /// Links of a running node to NATS clusters.
     Link(Box<LinkArguments>),
+    /// Certificates of a cluster: who is a node.
+    #[command(subcommand)]
+    Cert(CertCommand),
     /// Look into the store of a node that is not running.
     #[command(subcommand)]
     Store(StoreCommand),

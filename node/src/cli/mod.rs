@@ -2,6 +2,7 @@
 
 mod arguments;
 mod bench;
+mod cert;
 mod client;
 mod completion;
 mod configuration;

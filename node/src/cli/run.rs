@@ -9,7 +9,9 @@ use serde_json::json;
 use crate::cli::arguments::{Arguments, Command};
 use crate::cli::exit::{Code, Failure};
 use crate::cli::output::{Output, columns};
-use crate::cli::{bench, completion, configuration, consumer, kv, link, messages, serve, store, stream};
+use crate::cli::{
+    bench, cert, completion, configuration, consumer, kv, link, messages, serve, store, stream,
+};
 
 /// Runs the command line of this process.
 #[must_use]
@@ -49,6 +51,7 @@ fn execute(arguments: Arguments) -> Result<(), Failure> {
         Command::Consumer(arguments) => client(consumer::consumer(arguments, output)),
         Command::Kv(arguments) => client(kv::kv(arguments, output)),
         Command::Link(arguments) => client(link::link(*arguments, output)),
+        Command::Cert(command) => cert::cert(command, output),
         Command::Store(command) => store::store(command, output),
         Command::Config(command) => configuration::config(command, output),
         Command::Bench(arguments) => client(bench::bench(arguments, output)),

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod admin;
+mod cert;
 mod commands;
 mod configuration;
 mod edges;
