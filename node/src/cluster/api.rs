@@ -1,20 +1,20 @@
-//! JetStream in a cluster: the node that leads answers; every other hands requests to it through the mesh.
+//! JetStream in a cluster: the node that leads answers; at every other node requests find it through the mesh.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 
-use beamlog_nats::{Api, ApiRequest, Handled, JetStream};
-use beamlog_net::mesh::{Mesh, MeshReceiver};
+use beamlog_nats::JetStream;
+use beamlog_nats::jetstream::{Api, ApiRequest, Handled};
+use beamlog_net::mesh::{MeshMessage, StreamGate};
 use beamlog_router::interest::{Envelope, Interest, RouteCache};
-use beamlog_router::{Full, StreamPublish};
+use beamlog_router::{Full, PublishBatch, StreamId};
 
 /// The JetStream API of a clustered node.
 pub(crate) struct ClusterApi {
     api: Api,
     interest: Arc<Interest>,
     leads: AtomicBool,
-    mesh: OnceLock<Mesh>,
 }
 
 impl std::fmt::Debug for ClusterApi {
@@ -25,12 +25,7 @@ impl std::fmt::Debug for ClusterApi {
 
 impl ClusterApi {
     pub(crate) fn new(api: Api, interest: Arc<Interest>) -> Self {
-        Self { api, interest, leads: AtomicBool::new(false), mesh: OnceLock::new() }
-    }
-
-    pub(super) fn serve_through(&self, mesh: Mesh) {
-        // Set once, at the start.
-        self.mesh.set(mesh).ok();
+        Self { api, interest, leads: AtomicBool::new(false) }
     }
 
     pub(super) fn set_leads(&self, leads: bool) {
@@ -40,31 +35,48 @@ impl ClusterApi {
 
 impl JetStream for ClusterApi {
     fn handle(&self, request: &ApiRequest<'_>) -> Handled {
-        if self.leads.load(Ordering::Acquire) {
+        // The leader has announced the subjects of the API to everybody else. Without one the driver refuses.
+        if self.leads.load(Ordering::Acquire) || !self.interest.has_interest(request.subject) {
             return self.api.handle(request);
         }
-        // The leader has announced the subjects of the API: it is who takes this.
-        let envelope = Envelope {
-            subject: request.subject,
-            reply: request.reply,
-            headers: request.headers,
-            payload: request.payload,
-            origin: 0,
-        };
-        let mut cache = RouteCache::new();
-        let routed = self.interest.route(&mut cache, request.subject, &envelope);
-        cache.flush();
-        if routed.receivers == 0 {
-            self.api.unavailable(request);
+        // Requests of the API are routed by the session itself, for those who listen to them.
+        if !request.subject.starts_with(b"$JS.API.") {
+            let ApiRequest { subject, reply, headers, payload, .. } = *request;
+            let mut cache = RouteCache::new();
+            let envelope = Envelope { subject, reply, headers, payload, origin: 0 };
+            self.interest.route(&mut cache, subject, &envelope);
+            cache.flush();
         }
         Handled::Done
     }
 
-    fn offer(&self, publish: StreamPublish) -> Result<(), Full<StreamPublish>> {
-        self.api.offer(publish)
+    fn offer(&self, batch: PublishBatch) -> Result<(), Full<PublishBatch>> {
+        self.api.offer(batch)
     }
 
     fn when_ready(&self) -> Pin<Box<dyn Future<Output = bool> + Send>> {
         self.api.when_ready()
+    }
+}
+
+/// What other nodes' clients send here. A full queue loses it, as a lost connection would: nothing was acknowledged,
+/// and who waits for an answer asks again.
+impl StreamGate for ClusterApi {
+    fn request(&self, message: &MeshMessage<'_>) {
+        let MeshMessage { subject, reply, headers, payload, .. } = *message;
+        let request = ApiRequest { subject, reply, headers, payload, no_responders: true };
+        if self.api.handle(&request) == Handled::Full {
+            tracing::debug!("a request from another node found no room");
+        }
+    }
+
+    fn captured(&self, stream: StreamId, message: &MeshMessage<'_>) {
+        let MeshMessage { subject, reply, headers, payload, .. } = *message;
+        let mut batch =
+            PublishBatch::with_capacity(1, subject.len() + reply.len() + headers.len() + payload.len());
+        batch.push(stream, subject, reply, headers, payload);
+        if self.api.offer(batch).is_err() {
+            tracing::debug!("a publish from another node found no room");
+        }
     }
 }

@@ -13,7 +13,7 @@ use beamlog_log::ShardId;
 use beamlog_net::certificates::{CertificateFiles, Certificates, LoadError};
 use beamlog_net::cluster::{Cluster, ClusterOptions as Timing, Member, Seat, Start};
 use beamlog_net::mesh::Mesh;
-use beamlog_net::peer::{ByLane, Lane, PeerId, PeerTransport};
+use beamlog_net::peer::{ByLane, Lane, PeerHandler, PeerId, PeerTransport};
 use beamlog_net::transport::{BindError, Kind, Transport, TransportOptions};
 use beamlog_router::Router;
 use beamlog_router::replica::Replica;
@@ -35,8 +35,6 @@ pub struct ClusterOptions {
     pub certificates: PathBuf,
     /// Nodes through which it joins, `host:port`. Empty: it begins a cluster, unless it is in one.
     pub join: Vec<String>,
-    /// Votes, and keeps no messages.
-    pub witness: bool,
 }
 
 /// Why a node cannot be a member.
@@ -120,12 +118,14 @@ impl Prepared {
         let member = Member {
             name: certificates.current().identity.name.clone(),
             address: advertise(transport.local_address()),
-            witness: options.witness,
+            witness: false,
         };
         let peers: Arc<dyn PeerTransport> = Arc::new(transport.clone());
-        let mesh = Mesh::new(Arc::clone(router.interest()), Arc::clone(&peers), Arc::clone(api) as _);
-        api.serve_through(mesh.clone());
-        transport.start(Arc::new(ByLane::new(vec![(Seat::LANES, seat.handler()), (&[Lane::Mesh], mesh.handler())])));
+        let mesh = Mesh::new(Arc::clone(router.interest()), Arc::clone(api) as _);
+        mesh.attach(Arc::clone(&peers));
+        let handlers: Vec<(&'static [Lane], Arc<dyn PeerHandler>)> =
+            vec![(Seat::LANES, seat.handler()), (&[Lane::Mesh], Arc::new(mesh.clone()))];
+        transport.start(Arc::new(ByLane::new(handlers)));
         let start = Start {
             seat,
             shard: SHARD,

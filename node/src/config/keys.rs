@@ -169,6 +169,18 @@ keys! {
     /// Size at which a segment of the log is sealed.
     #[arg(long, value_name = "SIZE")]
     flag segment_bytes: ByteSize, "size" = "64MiB", Bounds::Size { min: 16 * MIB, max: 1024 * MIB };
+    /// UDP address for the other nodes of a cluster; without it the node stands alone.
+    #[arg(long, value_name = "IP:PORT")]
+    flag cluster_listen: SocketAddr, "address", ANY;
+    /// Folder with this node's certificate of the cluster, as `beamlog cert node` writes it.
+    #[arg(long, value_name = "FOLDER")]
+    flag cluster_certificates: PathBuf, "path", ANY;
+    /// How other nodes reach cluster_listen (host:port); cluster_listen itself when absent.
+    #[arg(long, value_name = "HOST:PORT")]
+    flag cluster_advertise: String, "text", ANY;
+    /// Nodes through which this one joins its cluster (host:port, with commas between); when absent it begins one.
+    #[arg(long, value_name = "HOST:PORT,…")]
+    flag cluster_join: String, "text", ANY;
     /// How long a stopping node waits for its clients to take what is theirs.
     #[arg(long, value_name = "DURATION")]
     flag drain_timeout: Span, "duration" = "10s", Bounds::Span { min: 0, max: 600_000 };

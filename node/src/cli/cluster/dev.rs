@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, SystemTime};
 
-use beamlog_net::certificates::{Authority, Identity, write_node_directory};
+use beamlog_net::certificates::{
+    Authority, IDENTITY_FILE, Identity, ROOTS_FILE, read_secret, write_atomically,
+};
 use beamlog_net::peer::Role;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -261,7 +263,7 @@ fn make_certificates(folder: &Path, places: &[Place]) -> Result<(), Failure> {
     let failed = |what: &str, e: &dyn std::error::Error| {
         Failure::cannot_start(format!("{what}: {}", err_chain(e)))
     };
-    if places.iter().all(|place| place.certificates.exists()) {
+    if places.iter().all(|place| place.certificates.join(IDENTITY_FILE).exists()) {
         return Ok(());
     }
     let certificates = folder.join("certificates");
@@ -270,18 +272,26 @@ fn make_certificates(folder: &Path, places: &[Place]) -> Result<(), Failure> {
     let now = SystemTime::now();
     if !authority_file.exists() {
         let issued = Authority::create("dev", now, VALID).map_err(|e| failed("making an authority", &e))?;
-        beamlog_net::certificates::write_atomically(&authority_file, issued.pem.as_bytes())
+        write_atomically(&authority_file, issued.pem.as_bytes())
             .map_err(|e| failed("writing the authority", &e))?;
     }
-    let pem = beamlog_net::certificates::read_secret(&authority_file)
+    let pem = read_secret(&authority_file)
         .map_err(|e| failed("reading the authority", &e))?;
     let authority = Authority::from_pem(&pem).map_err(|e| failed("reading the authority", &e))?;
-    for place in places.iter().filter(|place| !place.certificates.exists()) {
+    for place in places.iter().filter(|place| !place.certificates.join(IDENTITY_FILE).exists()) {
         let identity =
             Identity::new("dev", Role::Node, &place.name).map_err(|e| failed("naming a node", &e))?;
         let issued = authority.issue(&identity, now, VALID).map_err(|e| failed("issuing a certificate", &e))?;
-        write_node_directory(&place.certificates, &issued, &authority)
+        write_atomically(&place.certificates.join(ROOTS_FILE), roots(&pem))
+            .and_then(|()| write_atomically(&place.certificates.join(IDENTITY_FILE), issued.pem.as_bytes()))
             .map_err(|e| failed("writing a certificate", &e))?;
     }
     Ok(())
+}
+
+/// The certificate of an authority's text, without its key.
+fn roots(authority: &[u8]) -> &[u8] {
+    const KEY: &[u8] = b"-----BEGIN PRIVATE KEY-----";
+    let end = authority.windows(KEY.len()).position(|window| window == KEY).unwrap_or(authority.len());
+    &authority[..end]
 }
