@@ -12,6 +12,8 @@ use crate::{Damage, DamageReason, Disk, DiskFailed, DiskFile, OpenMode, format::
 const OPEN_FILES_MAX: usize = 64;
 /// One read-ahead.
 const BLOCK_BYTES: usize = 256 * 1024;
+/// A frame larger than this is read again from the disk.
+const LATEST_BYTES_MAX: usize = 1 << 20;
 /// How far behind the end of an earlier read one may begin and still look like its continuation.
 const CONTINUATION_BYTES: u64 = 64 * 1024;
 /// Ends of earlier reads that are remembered, one for each reader that goes through in order.
@@ -25,6 +27,8 @@ pub(crate) struct Files {
     open: Vec<OpenFile>,
     blocks: Vec<Block>,
     blocks_max: usize,
+    /// The frame that was written last, if it went past the system's cache.
+    latest: Option<Block>,
     ends: [(Option<SegmentKey>, u64); READERS],
     next_end: usize,
     clock: u64,
@@ -60,6 +64,7 @@ impl Files {
             directory: directory.to_owned(),
             open: Vec::new(),
             blocks: Vec::new(),
+            latest: None,
             blocks_max: (read_cache_bytes / BLOCK_BYTES).max(1),
             ends: [(None, 0); READERS],
             next_end: 0,
@@ -105,6 +110,16 @@ impl Files {
     pub(crate) fn forget(&mut self, key: SegmentKey) {
         self.open.retain(|open| open.key != key);
         self.blocks.retain(|block| block.key != key);
+        self.latest = self.latest.take().filter(|block| block.key != key);
+    }
+
+    /// Keeps a frame that stands at this place, unless it is large, and gives back memory for another one.
+    pub(crate) fn keep_latest(&mut self, key: SegmentKey, at: u64, frame: &mut Vec<u8>) {
+        let mut bytes = self.latest.take().map_or_else(Vec::new, |latest| latest.bytes);
+        if frame.len() <= LATEST_BYTES_MAX {
+            std::mem::swap(&mut bytes, frame);
+            self.latest = Some(Block { key, at, bytes, used: 0 });
+        }
     }
 
     /// Reads from a side file.
@@ -147,11 +162,14 @@ impl Files {
         if until > end {
             return Err(damage(DamageReason::Length));
         }
+        let holds = |block: &Block| block.key == key && block.at <= at && until <= block.end();
+        if self.latest.as_ref().is_some_and(holds) {
+            self.block_hits += 1;
+            return Ok(piece(self.latest.as_ref().expect("it was just looked at"), at, wanted));
+        }
         self.clock += 1;
         let clock = self.clock;
-        if let Some(place) =
-            self.blocks.iter().position(|block| block.key == key && block.at <= at && until <= block.end())
-        {
+        if let Some(place) = self.blocks.iter().position(holds) {
             self.block_hits += 1;
             let block = &mut self.blocks[place];
             block.used = clock;

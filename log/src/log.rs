@@ -98,7 +98,7 @@ impl Pending {
     }
 
     pub(crate) fn clear(&mut self, keep_bytes: usize) {
-        self.frame.truncate(FRAME_HEADER_BYTES);
+        self.frame.resize(FRAME_HEADER_BYTES, 0);
         self.frame.shrink_to(keep_bytes);
         self.records = 0;
         self.timestamp = None;
@@ -180,7 +180,12 @@ impl Log {
         let mut header = self.frame_header(self.open.header.segment, self.pending.records, 0, index);
         header.timestamp = self.pending.timestamp.unwrap_or(self.now);
         let mut frame = std::mem::take(&mut self.pending.frame);
+        let place = self.open.end;
         let written = self.append(&mut frame, header);
+        if written.is_ok() && frame.len() >= self.options.direct_bytes_min {
+            // The system's cache does not have it, and consumers that keep up ask for it next.
+            self.files.keep_latest(self.open.key(), place, &mut frame);
+        }
         self.pending.frame = frame;
         let checksum = written?;
         self.pending.clear(self.options.frame_bytes_max * 2);
@@ -209,10 +214,7 @@ impl Log {
             })?;
         }
         let checksum = frame::finish(frame, self.open.end, &header);
-        let place = self.open.end;
-        if let Err(source) =
-            self.open.zero_ahead(frame.len()).and_then(|()| self.open.file.write_at(frame, place))
-        {
+        if let Err(source) = self.open.write_frame(frame, self.options.direct_bytes_min) {
             self.poisoned = true;
             return Err(self.files.failed("writing", &self.open.key().file_name(), source).into());
         }

@@ -12,6 +12,9 @@ pub struct LogOptions {
     /// what frees space, and for the stores beside the log (DR16). Default 16 MiB, four times
     /// `frame_bytes_max`; 0 for none.
     pub ballast_bytes: u64,
+    /// A frame of at least this size goes past the system's cache, which costs a copy and memory for what is
+    /// rarely read from the file. Default 128 KiB; `usize::MAX` for none.
+    pub direct_bytes_min: usize,
     /// Memory for the indexes of sealed segments. Default 32 MiB; one page is always kept.
     pub index_cache_bytes: usize,
     /// Memory for read-ahead. Default 4 MiB; one block is always kept.
@@ -61,6 +64,7 @@ impl Default for LogOptions {
             segment_bytes: 64 << 20,
             frame_bytes_max: 4 << 20,
             ballast_bytes: 16 << 20,
+            direct_bytes_min: 128 << 10,
             index_cache_bytes: 32 << 20,
             read_cache_bytes: 4 << 20,
             compact_dead_percent: 60,
@@ -82,6 +86,7 @@ impl LogOptions {
             segment_bytes: 64 << 10,
             frame_bytes_max: 8 << 10,
             ballast_bytes: 32 << 10,
+            direct_bytes_min: 2 << 10,
             index_cache_bytes: 64 << 10,
             read_cache_bytes: 64 << 10,
             background: false,

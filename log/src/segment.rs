@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     Damage, DiskFile, Index, StreamId, Term,
+    disk::BLOCK_BYTES,
     files::Files,
     format::{
         frame::FrameHeader,
@@ -52,6 +53,8 @@ pub(crate) struct OpenSegment {
     pub(crate) index: MemoryIndex,
     /// Up to here zeros were written ahead.
     zeroed_to: u64,
+    /// What of the last block is written, and where it ends; the one is right only if the other is the end.
+    tail: (u64, Vec<u8>),
     /// Now and then an index and the place of its frame, so that a replay need not begin at the front.
     marks: Vec<(Index, u64)>,
 }
@@ -77,6 +80,7 @@ impl OpenSegment {
             base_term: Term(0),
             index: MemoryIndex::default(),
             zeroed_to: 0,
+            tail: (0, Vec::new()),
             marks: Vec::new(),
         }
     }
@@ -95,15 +99,59 @@ impl OpenSegment {
             self.ordinary += 1;
         }
         self.hash.update(frame);
+        self.keep_tail(frame);
         self.end += frame.len() as u64;
         self.frames += 1;
         self.records += u64::from(header.records);
         self.sealed = header.has(crate::format::frame::SEAL);
     }
 
+    /// Writes a frame at `self.end`. A large one goes past the system's cache, in whole blocks: what stands in its
+    /// first block is written again as it is, what follows in its last one is zeros as before. A sector is
+    /// written whole or not at all, so nothing that is durable can be lost by that; through the cache the
+    /// system does the same.
+    pub(crate) fn write_frame(&mut self, frame: &[u8], direct_bytes_min: usize) -> std::io::Result<()> {
+        let lead = usize::try_from(self.end % BLOCK_BYTES as u64).expect("less than a block");
+        let begin = self.end - lead as u64;
+        let blocks = (lead + frame.len()).next_multiple_of(BLOCK_BYTES);
+        // Behind the reserved part nothing is written but frames: the file must not grow by this.
+        if frame.len() < direct_bytes_min || begin + blocks as u64 > self.header.preallocated {
+            self.zero_ahead(frame.len())?;
+            return self.file.write_at(frame, self.end);
+        }
+        if self.tail.0 != self.end {
+            self.tail.1.resize(lead, 0);
+            if self.file.read_at(&mut self.tail.1, begin)? != lead {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+            self.tail.0 = self.end;
+        }
+        let behind = blocks - lead - frame.len();
+        self.file.write_blocks_at(&[&self.tail.1, frame, &ZEROS[..behind]], begin)?;
+        self.zeroed_to = self.zeroed_to.max(begin + blocks as u64);
+        Ok(())
+    }
+
+    /// Notes what the last block holds once this frame stands at `self.end`.
+    fn keep_tail(&mut self, frame: &[u8]) {
+        let end = self.end + frame.len() as u64;
+        let wanted = usize::try_from(end % BLOCK_BYTES as u64).expect("less than a block");
+        let (known_to, tail) = &mut self.tail;
+        if let Some(from) = frame.len().checked_sub(wanted) {
+            tail.clear();
+            tail.extend_from_slice(&frame[from..]);
+        } else if *known_to == self.end {
+            tail.extend_from_slice(frame);
+        } else {
+            // It is read when it is needed.
+            return;
+        }
+        *known_to = end;
+    }
+
     /// Before a small frame is written at `self.end`: makes sure that it goes into blocks that were written.
     /// What is there reads as zeros before and after, so a crash in between changes nothing.
-    pub(crate) fn zero_ahead(&mut self, frame_bytes: usize) -> std::io::Result<()> {
+    fn zero_ahead(&mut self, frame_bytes: usize) -> std::io::Result<()> {
         let frame_end = self.end + frame_bytes as u64;
         if frame_bytes > ZERO_AHEAD_FRAME_MAX || frame_end <= self.zeroed_to {
             return Ok(());

@@ -17,6 +17,9 @@ use std::{fmt, io, path::Path};
 
 pub use std_disk::StdDisk;
 
+/// Alignment of what is written past the system's cache: the largest logical block in use.
+pub(crate) const BLOCK_BYTES: usize = 4096;
+
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum OpenMode {
@@ -72,6 +75,12 @@ pub trait DiskFile: fmt::Debug + Send + Sync {
 
     /// Writes everything or fails; after a failure any part may have been written.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+
+    /// As [`Self::write_at`] of these parts behind each other, past the system's cache where that is possible:
+    /// for much that is not read from the file soon. Offset and length are multiples of [`BLOCK_BYTES`].
+    fn write_blocks_at(&self, parts: &[&[u8]], offset: u64) -> io::Result<()> {
+        self.write_at(&parts.concat(), offset)
+    }
 
     /// Cuts or extends (with zeros) the file.
     fn set_len(&self, len: u64) -> io::Result<()>;

@@ -5,13 +5,13 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
     path::Path,
-    sync::OnceLock,
+    sync::{Mutex, OnceLock, PoisonError},
 };
 
-use super::{Disk, DiskFile, DiskLock, OpenMode};
+use super::{BLOCK_BYTES, Disk, DiskFile, DiskLock, OpenMode};
 
-/// Alignment of `O_DIRECT` buffers, positions and lengths: the largest logical block in use.
-const DIRECT_ALIGNMENT: usize = 4096;
+/// Alignment of `O_DIRECT` buffers, positions and lengths.
+const DIRECT_ALIGNMENT: usize = BLOCK_BYTES;
 /// One bounce buffer of a direct read.
 const DIRECT_CHUNK: usize = 256 * 1024;
 
@@ -28,7 +28,8 @@ impl Disk for StdDisk {
             OpenMode::ReadWrite => options.write(true),
             OpenMode::CreateNew => options.write(true).create_new(true),
         };
-        Ok(Box::new(StdFile { file: options.open(path)?, direct: OnceLock::new() }))
+        let file = options.open(path)?;
+        Ok(Box::new(StdFile { file, mode, direct: OnceLock::new(), bounce: Mutex::default() }))
     }
 
     fn list(&self, directory: &Path) -> io::Result<Vec<String>> {
@@ -82,13 +83,16 @@ impl DiskLock for StdLock {}
 #[derive(Debug)]
 struct StdFile {
     file: File,
+    mode: OpenMode,
     /// A second descriptor with `O_DIRECT`, opened when first needed; `None` where that is impossible.
     direct: OnceLock<Option<File>>,
+    /// Where what is written with `O_DIRECT` is laid out.
+    bounce: Mutex<Vec<u8>>,
 }
 
 impl StdFile {
     fn direct(&self) -> Option<&File> {
-        self.direct.get_or_init(|| open_direct(&self.file)).as_ref()
+        self.direct.get_or_init(|| open_direct(&self.file, self.mode)).as_ref()
     }
 }
 
@@ -111,6 +115,27 @@ impl DiskFile for StdFile {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.file.write_all_at(bytes, offset)
+    }
+
+    fn write_blocks_at(&self, parts: &[&[u8]], offset: u64) -> io::Result<()> {
+        // What a panic left in it is written over.
+        let mut space = self.bounce.lock().unwrap_or_else(PoisonError::into_inner);
+        let len = parts.iter().map(|part| part.len()).sum::<usize>();
+        if space.len() < len + DIRECT_ALIGNMENT {
+            space.resize(len + DIRECT_ALIGNMENT, 0);
+        }
+        let skip = space.as_ptr().align_offset(DIRECT_ALIGNMENT);
+        let bounce = &mut space[skip..skip + len];
+        let mut at = 0;
+        for part in parts {
+            bounce[at..at + part.len()].copy_from_slice(part);
+            at += part.len();
+        }
+        let done = match self.direct() {
+            Some(direct) => write_direct(direct, bounce, offset)?,
+            None => 0,
+        };
+        self.file.write_all_at(&bounce[done..], offset + done as u64)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
@@ -184,18 +209,39 @@ fn read_direct(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize>
     Ok(done)
 }
 
+/// Writes with `O_DIRECT` from an aligned buffer. Returns how much was written: less than all where the
+/// filesystem cannot do it, or not any more.
+fn write_direct(file: &File, bytes: &[u8], offset: u64) -> io::Result<usize> {
+    let mut done = 0;
+    while done < bytes.len() && done % DIRECT_ALIGNMENT == 0 {
+        match file.write_at(&bytes[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(count) => done += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // Opened but not able to: some filesystems say so only now.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
+}
+
 #[cfg(target_os = "linux")]
-fn open_direct(file: &File) -> Option<File> {
+fn open_direct(file: &File, mode: OpenMode) -> Option<File> {
     use std::os::fd::AsRawFd;
 
     // By descriptor, not by name: the file may have been renamed since.
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     let flags = i32::try_from(rustix::fs::OFlags::DIRECT.bits()).ok()?;
-    OpenOptions::new().read(true).custom_flags(flags).open(path).ok()
+    let writes = match mode {
+        OpenMode::Read => false,
+        OpenMode::ReadWrite | OpenMode::CreateNew => true,
+    };
+    OpenOptions::new().read(true).write(writes).custom_flags(flags).open(path).ok()
 }
 
 #[cfg(not(target_os = "linux"))]
-fn open_direct(_: &File) -> Option<File> {
+fn open_direct(_: &File, _: OpenMode) -> Option<File> {
     None
 }
 
@@ -262,6 +308,37 @@ mod tests {
         }
         assert_eq!(file.read_at_past_cache(&mut [0; 9], 600_005).unwrap(), 0);
         assert_eq!(file.read_at_past_cache(&mut [0; 9], 700_000).unwrap(), 0);
+    }
+
+    #[test]
+    fn blocks_written_past_the_cache_are_read_with_and_without_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = StdDisk.open(&directory.path().join("file"), OpenMode::CreateNew).unwrap();
+        file.preallocate(1 << 20).unwrap();
+        let bytes: Vec<u8> = (0..300_000_u32).map(|n| (n * 7 / 3).to_le_bytes()[0]).collect();
+        // Small and large ones in turn, each time from within the block in which the one before ended.
+        let mut end = 0;
+        for len in [5000, 100_000, 17, 300_000, 4096, 1] {
+            let part = &bytes[..len];
+            if len < 5000 {
+                file.write_at(part, end as u64).unwrap();
+            } else {
+                let lead = end % BLOCK_BYTES;
+                let mut before = vec![0; lead];
+                file.read_at(&mut before, (end - lead) as u64).unwrap();
+                let behind = vec![0; (lead + len).next_multiple_of(BLOCK_BYTES) - lead - len];
+                file.write_blocks_at(&[&before, part, &behind], (end - lead) as u64).unwrap();
+            }
+            file.sync_data().unwrap();
+            end += len;
+        }
+        let (mut cached, mut direct) = (vec![1; end], vec![2; end]);
+        assert_eq!(file.read_at(&mut cached, 0).unwrap(), end);
+        assert_eq!(file.read_at_past_cache(&mut direct, 0).unwrap(), end);
+        assert!(cached == direct);
+        let expected: Vec<u8> =
+            [5000, 100_000, 17, 300_000, 4096, 1].iter().flat_map(|len| &bytes[..*len]).copied().collect();
+        assert!(cached == expected);
     }
 
     #[test]
