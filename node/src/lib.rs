@@ -4,11 +4,13 @@
 
 pub mod admin;
 pub mod cli;
+mod cluster;
 pub mod config;
 mod links;
 pub mod logging;
 mod node;
 
+pub use cluster::{ClusterError, ClusterOptions};
 pub use config::NodeOptions;
 pub use links::ChangeError as LinkChangeError;
 pub use node::{Node, StartError};

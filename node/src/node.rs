@@ -13,12 +13,14 @@ use std::time::{Duration, SystemTime};
 use beamlog_log::{CloseError, LogOptions, StdDisk};
 use beamlog_nats::jetstream::{Api, NatsWire};
 use beamlog_nats::{Auth, JetStream, Server, ServerOptions, TlsFilesError, TlsOptions};
+use beamlog_router::replica::{Replica, Replicator};
 use beamlog_router::{Health, OpenError, Router, RouterOptions};
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tracing::info;
 
 use crate::admin::{Admin, Monitor};
+use crate::cluster::{self, ClusterApi, ClusterError, NodeCluster};
 use crate::config::{Authentication, NodeOptions};
 use crate::links::{ChangeError, NodeLinks};
 
@@ -39,6 +41,8 @@ pub enum StartError {
     Admin { address: SocketAddr, source: io::Error },
     #[error("starting the links")]
     Links(#[source] ChangeError),
+    #[error("taking part in the cluster")]
+    Cluster(#[source] Box<ClusterError>),
 }
 
 impl StartError {
@@ -60,6 +64,7 @@ impl StartError {
                 by_port(source)
             }
             Self::Store { source, .. } => store_remedy(source),
+            Self::Cluster(error) => error.remedy(),
             Self::Links(_) => "correct the link, or links.toml in the data directory",
         }
     }
@@ -104,6 +109,8 @@ pub struct Node {
     server: Arc<Server>,
     admin: Option<Admin>,
     links: Arc<NodeLinks>,
+    /// Of a cluster, if it is in one.
+    member: Option<NodeCluster>,
     monitor: Arc<Monitor>,
     drain_timeout: Duration,
 }
@@ -125,11 +132,22 @@ impl Node {
                 files.client_authorities.as_deref(),
             )?),
         };
-        let router = open_store(&options).await?;
+        let prepared = options.cluster.as_ref().map(cluster::prepare).transpose().map_err(of_cluster)?;
+        let (router, replica) =
+            open_store(&options, prepared.as_ref().map(|prepared| prepared.seat.replicator())).await?;
         let server_name = options.server_name.clone().unwrap_or_else(|| default_name(&router));
         let interest = Arc::clone(router.interest());
         let api = Api::new(router.clone(), server_name.clone());
-        let jetstream: Arc<dyn JetStream> = Arc::new(api.clone());
+        let mut jetstream: Arc<dyn JetStream> = Arc::new(api.clone());
+        let mut member = None;
+        if let (Some(prepared), Some(replica)) = (prepared, replica) {
+            let clustered = Arc::new(ClusterApi::new(api.clone(), Arc::clone(&interest)));
+            match prepared.start(&router, replica, &clustered).await {
+                Ok(started) => member = Some(started),
+                Err(error) => return Err(close_after(router, of_cluster(error)).await),
+            }
+            jetstream = clustered;
+        }
         let server_options = server_options(&options, server_name, tls);
         let server = match Server::start(interest, Some(jetstream), server_options).await {
             Ok(server) => Arc::new(server),
@@ -148,6 +166,7 @@ impl Node {
             Arc::clone(&server),
             api,
             Arc::clone(&links),
+            member.clone(),
             options.clone(),
             started,
         ));
@@ -163,7 +182,7 @@ impl Node {
                 }
             },
         };
-        let node = Self { router, server, admin, links, monitor, drain_timeout: options.drain_timeout };
+        let node = Self { router, server, admin, links, member, monitor, drain_timeout: options.drain_timeout };
         info!(
             version = env!("CARGO_PKG_VERSION"),
             server_name = node.server.server_name(),
@@ -217,13 +236,20 @@ impl Node {
         self.monitor.set_draining();
         tokio::join!(self.links.drain(self.drain_timeout), self.server.drain(self.drain_timeout));
         drop(self.admin);
+        if let Some(member) = &self.member {
+            member.stop().await;
+        }
         let closed = close(self.router).await;
         info!(clean = closed.is_ok(), "stopped");
         closed
     }
 }
 
-async fn open_store(options: &NodeOptions) -> Result<Router, StartError> {
+/// Opens the store: of a node that stands alone, or of a member of a cluster.
+async fn open_store(
+    options: &NodeOptions,
+    replicator: Option<Arc<dyn Replicator>>,
+) -> Result<(Router, Option<Replica>), StartError> {
     let path = options.data_dir.clone();
     let router_options = RouterOptions {
         log: LogOptions { segment_bytes: options.segment_bytes, ..LogOptions::default() },
@@ -232,10 +258,19 @@ async fn open_store(options: &NodeOptions) -> Result<Router, StartError> {
         ..RouterOptions::default()
     };
     let opening = tokio::task::spawn_blocking(move || {
-        let opened = Router::open(&path, Arc::new(StdDisk), &router_options, Arc::new(NatsWire::new()));
+        let (disk, wire) = (Arc::new(StdDisk), Arc::new(NatsWire::new()));
+        let opened = match replicator {
+            None => Router::open(&path, disk, &router_options, wire).map(|router| (router, None)),
+            Some(replicator) => Router::open_replicated(&path, disk, &router_options, wire, replicator)
+                .map(|(router, replica)| (router, Some(replica))),
+        };
         opened.map_err(|source| StartError::Store { path, source })
     });
     opening.await.expect("opening is not cancelled, and does not panic")
+}
+
+fn of_cluster(error: ClusterError) -> StartError {
+    StartError::Cluster(Box::new(error))
 }
 
 /// Seals the log of a router that nobody got to use.

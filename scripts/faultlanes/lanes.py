@@ -1,5 +1,6 @@
 """The lanes. Each returns a line of figures, and raises when a promise is broken."""
 
+import json
 import os
 import random
 import re
@@ -348,6 +349,31 @@ def ack_after_sync(context):
     return re.sub(r"\s+", " ", last)
 
 
+def cluster_kill(context, nodes=3):
+    """Nodes of a real cluster are killed under load; every acked message is there once, without a gap."""
+    python = context.programs.python()
+    program = context.programs.ours("beamlog")
+    script = Path(__file__).resolve().parent / "cluster_run.py"
+    with tempfile.TemporaryDirectory() as outside:
+        done = subprocess.run(
+            [python, script, "--beamlog", program, "--data", Path(outside) / "nodes", "--nodes", str(nodes),
+             "--cycles", str(context.cycles), "--seed", str(context.seed)],
+            stdout=subprocess.PIPE, text=True, timeout=120 + 30 * context.cycles,
+        )
+        if done.returncode != 0:
+            tail = "\n".join((Path(outside) / "nodes.log").read_text(errors="replace").splitlines()[-30:])
+            raise Broken(f"the run ended with {done.returncode}: {tail}")
+    result = json.loads(done.stdout.splitlines()[-1])
+    if result["lost"] or result["problems"]:
+        raise Broken(f"seed {context.seed}: {result}")
+    if result["acked"] < 10 * context.cycles:
+        raise Broken(f"hardly anything was acknowledged, so nothing was tested: {result}")
+    takeover = ""
+    if result["leaders_killed"]:
+        takeover = f"; next ack after a leader's death: median {result['takeover_p50']:.2f} s, longest {result['takeover_max']:.2f} s"
+    return f"{nodes} nodes, {result['kills']} SIGKILLs ({result['leaders_killed']} of leaders), {result['acked']} acked, 0 lost, no gap{takeover}"
+
+
 LANES = {
     "power-cut": power_cut,
     "peer": peer,
@@ -357,6 +383,7 @@ LANES = {
     "full-disk": full_disk,
     "emptied-disk": emptied_disk,
     "ack-after-sync": ack_after_sync,
+    "cluster-kill": cluster_kill,
     "power-cut-xfs": lambda context: power_cut(context, "xfs"),
 }
 # XFS needs xfsprogs, which few machines have: asked for by name, it fails where they are missing.

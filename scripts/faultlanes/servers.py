@@ -44,6 +44,14 @@ class Programs:
             raise Missing(f"{path}: scripts/test puts nats-server into .venv")
         return path
 
+    def python(self):
+        """A Python with nats-py."""
+        given = os.environ.get("BEAMLOG_TEST_PYTHON")
+        path = Path(given) if given else ROOT / ".venv/bin/python"
+        if not path.is_file():
+            raise Missing(f"{path}: scripts/test makes .venv with nats-py")
+        return path
+
 
 def free_port():
     with socket.socket() as listener:

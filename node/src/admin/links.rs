@@ -167,7 +167,7 @@ fn read(name: &str, body: &[u8]) -> Result<LinkTable, Refusal> {
 }
 
 /// Whether this request may change links.
-fn authorize(monitor: &Monitor, headers: &HeaderMap) -> Result<(), Refusal> {
+pub(super) fn authorize(monitor: &Monitor, headers: &HeaderMap) -> Result<(), Refusal> {
     monitor.count("/links");
     if !monitor.options.admin.is_some_and(|address| address.ip().is_loopback()) {
         return Err(Refusal::NotLoopback);

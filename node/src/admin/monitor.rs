@@ -9,6 +9,7 @@ use beamlog_nats::jetstream::Api;
 use beamlog_nats::{Server, rfc3339};
 use beamlog_router::Router;
 
+use crate::cluster::NodeCluster;
 use crate::config::NodeOptions;
 use crate::links::NodeLinks;
 
@@ -18,6 +19,7 @@ pub(crate) struct Monitor {
     pub(super) server: Arc<Server>,
     pub(super) api: Api,
     pub(super) links: Arc<NodeLinks>,
+    pub(super) cluster: Option<NodeCluster>,
     pub(super) options: NodeOptions,
     pub(super) started: SystemTime,
     draining: AtomicBool,
@@ -30,11 +32,12 @@ impl Monitor {
         server: Arc<Server>,
         api: Api,
         links: Arc<NodeLinks>,
+        cluster: Option<NodeCluster>,
         options: NodeOptions,
         started: SystemTime,
     ) -> Self {
         let draining = AtomicBool::new(false);
-        Self { router, server, api, links, options, started, draining, requests: Mutex::default() }
+        Self { router, server, api, links, cluster, options, started, draining, requests: Mutex::default() }
     }
 
     pub(crate) fn set_draining(&self) {

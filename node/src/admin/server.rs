@@ -17,7 +17,7 @@ use tracing::warn;
 
 use crate::admin::monitor::Monitor;
 use crate::admin::query::{BadParameter, Query, bad};
-use crate::admin::{connz, health, jsz, links, metrics, varz};
+use crate::admin::{cluster, connz, health, jsz, links, metrics, varz};
 
 /// The running server.
 #[derive(Debug)]
@@ -59,6 +59,8 @@ fn routes(monitor: Arc<Monitor>, is_loopback: bool) -> Router {
         .route("/varz", get(varz::varz))
         .route("/connz", get(connz::connz))
         .route("/jsz", get(jsz::jsz))
+        .route("/cluster", get(cluster::get))
+        .route("/cluster/{action}", post(cluster::post))
         .route("/links", get(links::list))
         .route("/links/{name}", get(links::get).put(links::put).delete(links::delete))
         .route("/links/{name}/diff", get(links::diff))

@@ -5,6 +5,7 @@ use clap_complete::Shell;
 
 use crate::cli::bench::BenchArguments;
 use crate::cli::cert::CertCommand;
+use crate::cli::cluster::ClusterArguments;
 use crate::cli::configuration::ConfigCommand;
 use crate::cli::consumer::ConsumerArguments;
 use crate::cli::kv::KvArguments;
@@ -34,6 +35,7 @@ Exit codes:
   1    understood, but it could not be done: refused, not found, timed out, damage found
   2    wrong usage or configuration, or the node cannot start: port in use, data folder locked by
        another process, of another kind, or of an unknown format version
+  10   cluster health: not healthy
   130  stopped at once by a second SIGINT or SIGTERM"
 )]
 pub(crate) struct Arguments {
@@ -64,6 +66,8 @@ pub(crate) enum Command {
     Kv(KvArguments),
     /// Links of a running node to NATS clusters.
     Link(Box<LinkArguments>),
+    /// The cluster that a node is in, and clusters for development.
+    Cluster(Box<ClusterArguments>),
     /// Certificates of a cluster: who is a node.
     #[command(subcommand)]
     Cert(CertCommand),

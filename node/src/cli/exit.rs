@@ -12,6 +12,8 @@ pub(crate) enum Code {
     Failed = 1,
     /// Wrong usage or configuration, or the node cannot start.
     CannotStart = 2,
+    /// `cluster health`: it was asked, and is not.
+    NotHealthy = 10,
     /// A second signal ended it at once.
     Interrupted = 130,
 }

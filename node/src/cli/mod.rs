@@ -4,6 +4,7 @@ mod arguments;
 mod bench;
 mod cert;
 mod client;
+mod cluster;
 mod completion;
 mod configuration;
 mod consumer;

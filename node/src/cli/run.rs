@@ -51,6 +51,7 @@ fn execute(arguments: Arguments) -> Result<(), Failure> {
         Command::Consumer(arguments) => client(consumer::consumer(arguments, output)),
         Command::Kv(arguments) => client(kv::kv(arguments, output)),
         Command::Link(arguments) => client(link::link(*arguments, output)),
+        Command::Cluster(arguments) => client(cluster::cluster(*arguments, output)),
         Command::Cert(command) => cert::cert(command, output),
         Command::Store(command) => store::store(command, output),
         Command::Config(command) => configuration::config(command, output),

@@ -172,6 +172,18 @@ keys! {
     /// How long one search of the sealed log for damage takes; twice as long under load.
     #[arg(long, value_name = "DURATION")]
     flag scrub_period: Span, "duration" = "7d", Bounds::Span { min: 3_600_000, max: 365 * 86_400_000 };
+    /// UDP address for the other nodes of a cluster; without it the node stands alone.
+    #[arg(long, value_name = "IP:PORT")]
+    flag cluster_listen: SocketAddr, "address", ANY;
+    /// Folder with this node's certificate of the cluster, as `beamlog cert node` writes it.
+    #[arg(long, value_name = "FOLDER")]
+    flag cluster_certificates: PathBuf, "path", ANY;
+    /// How other nodes reach cluster_listen (host:port); cluster_listen itself when absent.
+    #[arg(long, value_name = "HOST:PORT")]
+    flag cluster_advertise: String, "text", ANY;
+    /// Nodes through which this one joins its cluster (host:port, with commas between); when absent it begins one.
+    #[arg(long, value_name = "HOST:PORT,…")]
+    flag cluster_join: String, "text", ANY;
     /// How long a stopping node waits for its clients to take what is theirs.
     #[arg(long, value_name = "DURATION")]
     flag drain_timeout: Span, "duration" = "10s", Bounds::Span { min: 0, max: 600_000 };

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::cluster::ClusterOptions;
 use crate::config::error::ConfigError;
 use crate::config::keys::{Bounds, KEYS, LogFormat, LogLevel, NodeConfig, Secret};
 use crate::config::links::{self, LinkTable, Variables};
@@ -51,6 +52,8 @@ pub struct NodeOptions {
     pub pings_outstanding_max: u32,
     pub segment_bytes: u64,
     pub scrub_period: Duration,
+    /// `None` stands alone.
+    pub cluster: Option<ClusterOptions>,
     pub drain_timeout: Duration,
     pub log_format: LogFormat,
     pub log_level: LogLevel,
@@ -86,6 +89,7 @@ impl NodeOptions {
                 problem: "must not be empty or contain white space",
             });
         }
+        let cluster = cluster(&config, &mut errors);
         let listen = config.listen.expect("has a default");
         let admin = config.admin.expect("has a default").0;
         if !config.insecure.unwrap_or(false) {
@@ -117,6 +121,7 @@ impl NodeOptions {
             pings_outstanding_max: config.pings_outstanding_max.expect("has a default"),
             segment_bytes: config.segment_bytes.expect("has a default").0,
             scrub_period: span(config.scrub_period),
+            cluster,
             drain_timeout: span(config.drain_timeout),
             log_format: config.log_format.unwrap_or_default(),
             log_level: config.log_level.unwrap_or_default(),
@@ -142,6 +147,46 @@ fn links(layers: &Layers, errors: &mut Vec<ConfigError>) -> Vec<LinkTable> {
     }
     errors.extend(refused.into_iter().map(Box::new).map(ConfigError::Link));
     links
+}
+
+/// The cluster, if there is to be one; all of its keys need `cluster_listen`.
+fn cluster(config: &NodeConfig, errors: &mut Vec<ConfigError>) -> Option<ClusterOptions> {
+    let mut invalid = |key, problem| errors.push(ConfigError::Invalid { key, problem });
+    let Some(listen) = config.cluster_listen else {
+        let others = [
+            ("cluster_certificates", config.cluster_certificates.is_some()),
+            ("cluster_advertise", config.cluster_advertise.is_some()),
+            ("cluster_join", config.cluster_join.is_some()),
+        ];
+        for (key, _) in others.into_iter().filter(|(_, said)| *said) {
+            invalid(key, "needs cluster_listen");
+        }
+        return None;
+    };
+    let is_address = |text: &str| {
+        text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+    };
+    if config.cluster_advertise.as_deref().is_some_and(|address| !is_address(address)) {
+        invalid("cluster_advertise", "must be host:port");
+    }
+    if config.cluster_advertise.is_none() && listen.ip().is_unspecified() {
+        invalid("cluster_advertise", "is needed when cluster_listen is every address of the machine");
+    }
+    let join: Vec<String> = config
+        .cluster_join
+        .iter()
+        .flat_map(|text| text.split(','))
+        .map(|address| address.trim().to_owned())
+        .filter(|address| !address.is_empty())
+        .collect();
+    if !join.iter().all(|address| is_address(address)) {
+        invalid("cluster_join", "must be host:port, with commas between several");
+    }
+    let Some(certificates) = config.cluster_certificates.clone() else {
+        invalid("cluster_certificates", "is needed with cluster_listen: `beamlog cert node` makes the folder");
+        return None;
+    };
+    Some(ClusterOptions { listen, advertise: config.cluster_advertise.clone(), certificates, join })
 }
 
 fn span(span: Option<Span>) -> Duration {

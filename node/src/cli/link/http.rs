@@ -50,6 +50,10 @@ impl AdminClient {
         self.send("PUT", path, condition, &body.to_string()).await
     }
 
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        self.send("POST", path, "", &body.to_string()).await
+    }
+
     async fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> Result<Value, Failure> {
         let authorization = self
             .authorization

@@ -4,13 +4,13 @@ mod arguments;
 mod http;
 mod show;
 
-pub(crate) use arguments::LinkArguments;
+pub(crate) use arguments::{AdminArguments, LinkArguments};
+pub(crate) use http::AdminClient;
 
 use serde_json::{Value, json};
 
 use crate::cli::exit::Failure;
 use crate::cli::link::arguments::LinkCommand;
-use crate::cli::link::http::AdminClient;
 use crate::cli::output::Output;
 use crate::cli::stream::{checked_name, done};
 

@@ -1,0 +1,60 @@
+//! `/cluster`: how the cluster stands as this node sees it, and changes of it.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::admin::links;
+use crate::admin::monitor::Monitor;
+use crate::cluster::{self, Asked};
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Named {
+    node: Option<String>,
+}
+
+fn refused(status: StatusCode, reason: String) -> Response {
+    (status, Json(json!({ "errors": [reason] }))).into_response()
+}
+
+fn alone() -> Response {
+    refused(StatusCode::NOT_FOUND, "this node stands alone; --cluster-listen makes it part of a cluster".to_owned())
+}
+
+pub(super) async fn get(State(monitor): State<Arc<Monitor>>) -> Response {
+    monitor.count("/cluster");
+    match &monitor.cluster {
+        Some(node) => Json(cluster::status(node)).into_response(),
+        None => alone(),
+    }
+}
+
+pub(super) async fn post(
+    State(monitor): State<Arc<Monitor>>,
+    Path(action): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    if let Err(refusal) = links::authorize(&monitor, &headers) {
+        return refusal.into_response();
+    }
+    let Some(node) = &monitor.cluster else { return alone() };
+    let Some(asked) = Asked::parse(&action) else {
+        return refused(StatusCode::NOT_FOUND, format!("{action:?} is not one of add, remove, transfer"));
+    };
+    let named: Named = match serde_json::from_slice(&body) {
+        Ok(named) => named,
+        Err(error) => return refused(StatusCode::BAD_REQUEST, format!("the body is not understood: {error}")),
+    };
+    match cluster::change(node, asked, named.node.as_deref()).await {
+        Ok(()) => Json::<Value>(json!({ "done": action, "node": named.node })).into_response(),
+        Err(reason) => refused(StatusCode::CONFLICT, reason),
+    }
+}

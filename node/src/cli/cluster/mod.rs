@@ -1,0 +1,96 @@
+//! `cluster …`: a node's cluster through its admin server, and a whole cluster for development.
+
+mod dev;
+mod http;
+mod show;
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+use crate::cli::cluster::dev::DevArguments;
+use crate::cli::exit::{Code, Failure};
+use crate::cli::link::{AdminArguments, AdminClient};
+use crate::cli::output::Output;
+use crate::cli::stream::done;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  beamlog cluster dev                                    # three nodes on this machine, for development
+  beamlog cluster status                                 # who is in it, who leads, who is behind
+  beamlog cluster health                                 # exit code 0 when healthy, 10 when not
+  beamlog cluster transfer n2                            # let another node lead
+  beamlog cluster remove n3                              # its store never comes back under its id
+
+A node joins by itself when it is started with --cluster-join; how to set one up: docs/operations/cluster.md.")]
+pub(crate) struct ClusterArguments {
+    #[command(subcommand)]
+    pub(crate) command: ClusterCommand,
+    #[command(flatten)]
+    pub(crate) access: AdminArguments,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterCommand {
+    /// Show the members, their roles and how far each is.
+    Status,
+    /// Say whether there is a leader, a quorum and every member: exit code 10 when not.
+    Health,
+    /// Take in a node that is connected and waits to be added.
+    Add {
+        /// Name or id of the node.
+        node: String,
+    },
+    /// Take a node out, for good.
+    Remove {
+        /// Name or id of the node.
+        node: String,
+    },
+    /// Let another node lead.
+    Transfer {
+        /// Name or id of the node; without it the one that holds most.
+        node: Option<String>,
+    },
+    /// Start a cluster on this machine and keep it running, for development.
+    Dev(DevArguments),
+}
+
+pub(crate) async fn cluster(arguments: ClusterArguments, output: Output) -> Result<(), Failure> {
+    let command = match arguments.command {
+        ClusterCommand::Dev(dev) => return dev::dev(dev).await,
+        other => other,
+    };
+    let admin = AdminClient::new(&arguments.access)?;
+    match command {
+        ClusterCommand::Status => output.value(&admin.request("GET", "/cluster").await?, show::status),
+        ClusterCommand::Health => {
+            let status = admin.request("GET", "/cluster").await?;
+            output.value(&health(&status), show::health)?;
+            if status["healthy"] == true {
+                return Ok(());
+            }
+            Err(Failure { code: Code::NotHealthy, message: String::new() })
+        }
+        ClusterCommand::Add { node } => act(&admin, "add", Some(node), "took in", output).await,
+        ClusterCommand::Remove { node } => act(&admin, "remove", Some(node), "took out", output).await,
+        ClusterCommand::Transfer { node } => act(&admin, "transfer", node, "leadership goes to", output).await,
+        ClusterCommand::Dev(_) => unreachable!("handled above"),
+    }
+}
+
+fn health(status: &Value) -> Value {
+    json!({ "healthy": status["healthy"], "problems": status["problems"] })
+}
+
+async fn act(
+    admin: &AdminClient,
+    action: &str,
+    node: Option<String>,
+    did: &str,
+    output: Output,
+) -> Result<(), Failure> {
+    let body = json!({ "node": node });
+    let answer = admin.post(&format!("/cluster/{action}"), &body).await?;
+    let name = node.unwrap_or_else(|| "another node".to_owned());
+    done(output, answer, &format!("{did} {name}"))
+}

@@ -1,0 +1,157 @@
+//! A node as a member of a cluster: its certificates, QUIC, replication and the mesh put together, and kept
+//! together while it runs.
+
+mod api;
+mod keeper;
+mod shown;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use beamlog_log::ShardId;
+use beamlog_net::certificates::{CertificateFiles, Certificates, LoadError};
+use beamlog_net::cluster::{Cluster, ClusterOptions as Timing, Member, Seat, Start};
+use beamlog_net::mesh::Mesh;
+use beamlog_net::peer::{ByLane, Lane, PeerHandler, PeerId, PeerTransport};
+use beamlog_net::transport::{BindError, Kind, Transport, TransportOptions};
+use beamlog_router::Router;
+use beamlog_router::replica::Replica;
+
+pub(crate) use api::ClusterApi;
+pub(crate) use shown::{Asked, change, status};
+
+/// The shard of all streams.
+const SHARD: ShardId = ShardId(0);
+
+/// What makes a node a member of a cluster.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ClusterOptions {
+    /// UDP address where other nodes connect.
+    pub listen: SocketAddr,
+    /// How others reach it, `host:port`; `None` is the listen address.
+    pub advertise: Option<String>,
+    /// Folder with the node's certificate and its cluster's roots, as `beamlog cert node` writes it.
+    pub certificates: PathBuf,
+    /// Nodes through which it joins, `host:port`. Empty: it begins a cluster, unless it is in one.
+    pub join: Vec<String>,
+}
+
+/// Why a node cannot be a member.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    #[error("the certificates in {}", folder.display())]
+    Certificates { folder: PathBuf, source: Box<LoadError> },
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error(transparent)]
+    Start(#[from] beamlog_net::cluster::StartError),
+}
+
+impl ClusterError {
+    /// What an operator can do about it.
+    #[must_use]
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Certificates { .. } => "make them with `beamlog cert ca` and `beamlog cert node`",
+            Self::Bind(_) => "choose another --cluster-listen, or stop who uses it",
+            Self::Start(_) => "`beamlog store check` says whether the store is whole",
+        }
+    }
+}
+
+/// What exists before the store is opened.
+pub(crate) struct Prepared {
+    options: ClusterOptions,
+    certificates: Certificates,
+    pub(crate) seat: Seat,
+}
+
+/// A running part in a cluster.
+#[derive(Clone)]
+pub(crate) struct NodeCluster {
+    pub(crate) cluster: Cluster,
+    pub(crate) transport: Transport,
+    pub(crate) certificates: Certificates,
+    pub(crate) mesh: Mesh,
+    pub(crate) member: Member,
+}
+
+impl std::fmt::Debug for NodeCluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NodeCluster").field("member", &self.member).finish_non_exhaustive()
+    }
+}
+
+/// Reads the certificates: without them the store is not even opened.
+pub(crate) fn prepare(options: &ClusterOptions) -> Result<Prepared, ClusterError> {
+    let files = CertificateFiles::in_directory(&options.certificates);
+    let certificates = Certificates::load(files).map_err(|source| ClusterError::Certificates {
+        folder: options.certificates.clone(),
+        source: Box::new(source),
+    })?;
+    Ok(Prepared { options: options.clone(), certificates, seat: Seat::new() })
+}
+
+impl Prepared {
+    /// Lets peers in and takes part. `api` is who answers JetStream here when this node leads.
+    pub(crate) async fn start(
+        self,
+        router: &Router,
+        replica: Replica,
+        api: &Arc<ClusterApi>,
+    ) -> Result<NodeCluster, ClusterError> {
+        let Self { options, certificates, seat } = self;
+        let me = PeerId::of_store(&router.node_id().0);
+        let advertise = |bound: SocketAddr| options.advertise.clone().unwrap_or_else(|| bound.to_string());
+        let transport = Transport::bind(
+            TransportOptions {
+                kind: Kind::Nodes,
+                listen: options.listen,
+                advertise: advertise(options.listen),
+                id: me,
+                incarnation: incarnation(),
+                claims: seat.claims(),
+            },
+            certificates.clone(),
+        )?;
+        let member = Member {
+            name: certificates.current().identity.name.clone(),
+            address: advertise(transport.local_address()),
+            witness: false,
+        };
+        let peers: Arc<dyn PeerTransport> = Arc::new(transport.clone());
+        let mesh = Mesh::new(Arc::clone(router.interest()), Arc::clone(api) as _);
+        mesh.attach(Arc::clone(&peers));
+        let handlers: Vec<(&'static [Lane], Arc<dyn PeerHandler>)> =
+            vec![(Seat::LANES, seat.handler()), (&[Lane::Mesh], Arc::new(mesh.clone()))];
+        transport.start(Arc::new(ByLane::new(handlers)));
+        let start = Start {
+            seat,
+            shard: SHARD,
+            me,
+            replica,
+            transport: peers,
+            first: options.join.is_empty().then(|| member.clone()),
+            options: Timing::default(),
+        };
+        let cluster = Cluster::start(start).await?;
+        let node = NodeCluster { cluster, transport, certificates, mesh, member };
+        keeper::keep(node.clone(), options.join, Arc::clone(api));
+        Ok(node)
+    }
+}
+
+impl NodeCluster {
+    /// Stops taking part, and says good-bye to the peers.
+    pub(crate) async fn stop(&self) {
+        self.cluster.stop().await;
+        self.transport.close().await;
+    }
+}
+
+/// Differs each time a process starts.
+fn incarnation() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
