@@ -219,11 +219,12 @@ async fn keep(
             }
         });
         let ended = tokio::select! {
-            ended = child.wait() => ended,
-            _ = stop.wait_for(|stop| *stop) => {
-                end(child, pid).await;
-                return;
-            }
+            ended = child.wait() => Some(ended),
+            () = until_true(&mut stop) => None,
+        };
+        let Some(ended) = ended else {
+            end(child, pid).await;
+            return;
         };
         reading.abort();
         let code = ended.ok().and_then(|status| status.code());
@@ -236,6 +237,11 @@ async fn keep(
             tokio::time::sleep(PAUSE).await;
         }
     }
+}
+
+async fn until_true(stop: &mut tokio::sync::watch::Receiver<bool>) {
+    // A sender that is gone means the same.
+    drop(stop.wait_for(|stop| *stop).await);
 }
 
 fn spawn(place: &Place, first: &Place) -> Result<Child, Failure> {
