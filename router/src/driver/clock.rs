@@ -10,6 +10,9 @@ use beamlog_log::Timestamp;
 
 /// Largest difference that is followed.
 const BELIEVED_MAX_NANOS: u64 = 60_000_000_000;
+/// A follower that heard its leader's time advance as its own does, for so long and as closely, believes it.
+const HEARD_FOR_NANOS: u64 = 300_000_000;
+const HEARD_APART_MAX_NANOS: u64 = 200_000_000;
 /// How often the wall clock is asked.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 
@@ -44,6 +47,8 @@ pub(crate) struct Clock {
     anchor_instant: Instant,
     last: u64,
     disbelieved: bool,
+    /// A time that the leader wrote, and when it came: what later ones are compared with.
+    heard: Option<(u64, Instant)>,
 }
 
 impl Clock {
@@ -51,7 +56,7 @@ impl Clock {
     pub(crate) fn new(clocks: Box<dyn Clocks>, not_before: Timestamp) -> Self {
         let (instant, wall) = (clocks.monotonic(), clocks.wall());
         let anchor = wall.max(not_before.0);
-        Self { clocks, anchor, anchor_instant: instant, last: anchor, disbelieved: false }
+        Self { clocks, anchor, anchor_instant: instant, last: anchor, disbelieved: false, heard: None }
     }
 
     pub(crate) fn now(&mut self) -> Timestamp {
@@ -95,6 +100,23 @@ impl Clock {
         if time > now {
             self.anchor = time.0;
             self.anchor_instant = self.clocks.monotonic();
+            self.last = time.0;
+        }
+    }
+
+    /// A follower stores an entry of this time. When the leader's time advances as ours does (old entries that are
+    /// caught up with come faster), ours goes on from it, also if that is back: who follows has decided nothing by
+    /// its own. A node whose wall clock is an hour ahead, and that leads next, lets nothing expire an hour early (DR17).
+    pub(crate) fn hear(&mut self, time: Timestamp) {
+        let instant = self.clocks.monotonic();
+        let (first, since) = *self.heard.get_or_insert((time.0, instant));
+        let elapsed = nanos(instant.saturating_duration_since(since));
+        let advance = time.0.saturating_sub(first);
+        if advance.abs_diff(elapsed) > HEARD_APART_MAX_NANOS {
+            self.heard = Some((time.0, instant));
+        } else if elapsed >= HEARD_FOR_NANOS {
+            self.anchor = time.0;
+            self.anchor_instant = instant;
             self.last = time.0;
         }
     }
@@ -183,6 +205,27 @@ mod tests {
         }
         // One second of a minute went by before the step back.
         assert_eq!(before, Timestamp(by_hand.wall()));
+    }
+
+    #[test]
+    fn a_follower_goes_by_its_leaders_clock_and_not_by_old_entries() {
+        let hour = 3_600 * SECOND;
+        let by_hand = ByHand::new(START + u64::try_from(hour).unwrap());
+        let mut clock = Clock::new(Box::new(by_hand.clone()), Timestamp(0));
+        // Caught up with: a minute of the log in a tenth of a second.
+        for second in 0..60 {
+            clock.hear(Timestamp(START - 60_000_000_000 + second * 1_000_000_000));
+            by_hand.pass(Duration::from_millis(2), 2_000_000);
+        }
+        assert!(clock.now() >= Timestamp(START + u64::try_from(hour).unwrap()));
+        // As they come: the leader's clock is an hour behind ours.
+        for tenth in 0..10 {
+            clock.hear(Timestamp(START + tenth * 100_000_000));
+            by_hand.pass(Duration::from_millis(100), SECOND / 10);
+        }
+        assert_eq!(clock.now(), Timestamp(START + 1_000_000_000));
+        by_hand.pass(Duration::from_secs(5), 5 * SECOND);
+        assert_eq!(clock.now(), Timestamp(START + 6_000_000_000), "our own wall clock is not believed");
     }
 
     #[test]

@@ -129,7 +129,11 @@ pub(crate) fn open(
         Log::open(Arc::clone(&disk), &shard_directory, shard, log_options).map_err(OpenError::Log)?;
     directory.log_created()?;
 
-    let limits = EngineLimits { streams: options.streams_max, message_bytes: options.message_bytes_max };
+    let limits = EngineLimits {
+        streams: options.streams_max,
+        message_bytes: options.message_bytes_max,
+        replicas: if replicator.is_some() { crate::stream::validation::REPLICAS_MAX } else { 1 },
+    };
     let vote = Arc::new(Mutex::new(None));
     let recovered = match replicator {
         None => recover(&directory, options, limits, &mut log, snapshot, clocks)?,

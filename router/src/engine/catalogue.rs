@@ -37,7 +37,7 @@ impl Engine {
             let text = "stream configuration for create can not be sealed";
             return Err(ApiError::StreamConfigInvalid(text.into()));
         }
-        validation::validate(&mut config)?;
+        validation::validate(&mut config, self.limits.replicas)?;
         if let Some(id) = self.names.get(&config.name).copied() {
             let stream = self.streams.get_mut(&id).expect("a name belongs to a stream");
             if stream.body.config != config {
@@ -118,7 +118,7 @@ impl Engine {
     pub(super) fn update_stream(&mut self, turn: &mut Turn<'_>, mut config: StreamConfig) -> Answer {
         let id = self.stream_id(&config.name)?;
         let old = self.streams[&id].body.config.clone();
-        validation::validate_update(&old, &mut config)?;
+        validation::validate_update(&old, &mut config, self.limits.replicas)?;
         self.check_overlap(Some(id), &config)?;
         self.commit_wanted = true;
         if config != old {

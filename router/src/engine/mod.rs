@@ -41,6 +41,8 @@ pub(crate) use rows::RowKey;
 pub(crate) struct EngineLimits {
     pub(crate) streams: usize,
     pub(crate) message_bytes: usize,
+    /// What a stream may ask for: 1 on a node that stands alone. In a cluster every voter has every stream.
+    pub(crate) replicas: u8,
 }
 
 /// What surrounds the engine while it handles one input.

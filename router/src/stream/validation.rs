@@ -12,7 +12,7 @@ const METADATA_BYTES_MAX: usize = 128 * 1024;
 /// Filters of one stream. nats-server has no limit; ours keeps a configuration inside one record.
 const SUBJECTS_MAX: usize = 16 * 1024;
 const SUBJECTS_BYTES_MAX: usize = 1 << 20;
-const REPLICAS_MAX: u8 = 5;
+pub(crate) const REPLICAS_MAX: u8 = 5;
 const SMALLEST_PERIOD_NANOS: u64 = 100_000_000;
 const DUPLICATE_WINDOW_NANOS: u64 = 120_000_000_000;
 const SECOND_NANOS: u64 = 1_000_000_000;
@@ -29,8 +29,8 @@ fn is_valid_name(name: &str) -> bool {
         })
 }
 
-/// Checks a requested configuration and fills in the defaults.
-pub(crate) fn validate(config: &mut StreamConfig) -> Result<(), ApiError> {
+/// Checks a requested configuration and fills in the defaults. `replicas_max` is 1 on a node that stands alone.
+pub(crate) fn validate(config: &mut StreamConfig, replicas_max: u8) -> Result<(), ApiError> {
     if !is_valid_name(&config.name) {
         return Err(invalid("stream name is required and can not contain '.', '*', '>', '\\', '/'"));
     }
@@ -50,7 +50,7 @@ pub(crate) fn validate(config: &mut StreamConfig) -> Result<(), ApiError> {
     if config.replicas > REPLICAS_MAX {
         return Err(invalid(format!("maximum replicas is {REPLICAS_MAX}")));
     }
-    if config.replicas > 1 {
+    if config.replicas > replicas_max {
         return Err(ApiError::ReplicasNotSupported);
     }
     absent_when_zero(config);
@@ -206,9 +206,13 @@ pub(crate) fn republish_mapping(republish: &Republish) -> crate::stream::Subject
 }
 
 /// Checks a change of configuration and fills in the defaults.
-pub(crate) fn validate_update(old: &StreamConfig, new: &mut StreamConfig) -> Result<(), ApiError> {
+pub(crate) fn validate_update(
+    old: &StreamConfig,
+    new: &mut StreamConfig,
+    replicas_max: u8,
+) -> Result<(), ApiError> {
     let first_sequence = old.first_sequence;
-    validate(new)?;
+    validate(new, replicas_max)?;
     // Says where the stream began; nothing begins twice.
     new.first_sequence = first_sequence;
     if new.name != old.name {

@@ -99,6 +99,9 @@ impl Driver {
         }
         match self.log.append_entry(&entry) {
             Ok(()) => {
+                if self.replica().role == Role::Follower {
+                    self.clock.hear(entry.timestamp);
+                }
                 self.replica().unapplied.push(entry);
                 Ok(())
             }
