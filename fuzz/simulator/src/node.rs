@@ -111,6 +111,14 @@ impl Place {
         self.machine.is_some()
     }
 
+    /// Whether its process has stopped by itself, or would have: a supervisor starts it anew.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        let shown = self.shown();
+        let failed = |cluster: &Cluster| matches!(cluster.state().borrow().standing, Standing::Failed { .. });
+        shown.stopped.is_some() || shown.cluster.as_ref().is_some_and(failed)
+    }
+
     pub fn shown(&self) -> MutexGuard<'_, Shown> {
         lock(&self.slot)
     }

@@ -417,8 +417,7 @@ impl World {
         self.around.network.heal();
         self.around.network.calm();
         for place in 0..self.places.len() {
-            let stopped = self.places[place].shown().stopped.is_some();
-            if stopped {
+            if self.places[place].has_failed() {
                 self.crash(place);
             }
             self.places[place].disk.heal();
@@ -457,7 +456,7 @@ impl World {
     /// A node whose disk failed late stops late.
     fn revive(&mut self) {
         for place in 0..self.places.len() {
-            if self.places[place].shown().stopped.is_some() {
+            if self.places[place].has_failed() {
                 self.crash(place);
                 self.start(place);
             }
