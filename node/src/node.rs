@@ -182,7 +182,8 @@ impl Node {
                 }
             },
         };
-        let node = Self { router, server, admin, links, member, monitor, drain_timeout: options.drain_timeout };
+        let node =
+            Self { router, server, admin, links, member, monitor, drain_timeout: options.drain_timeout };
         info!(
             version = env!("CARGO_PKG_VERSION"),
             server_name = node.server.server_name(),

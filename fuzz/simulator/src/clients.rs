@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use beamlog_log::SeededRandom;
+use beamlog_net::runtime::{sleep, timeout};
 use beamlog_router::api::error::PublishRefusal;
 use beamlog_router::api::request::{PublishOutcome, Published};
-use beamlog_net::runtime::{sleep, timeout};
 use beamlog_router::{PublishError, Router};
 
 use crate::note;
@@ -126,9 +126,10 @@ impl Load {
             Err(PublishError::Subject(_) | PublishError::NoStream | PublishError::Full(_)) => return Try::No,
         };
         match timeout(PATIENCE, std::future::IntoFuture::into_future(ticket)).await {
-            Ok(PublishOutcome { result: Ok(Published::Stored(sequence) | Published::Duplicate(sequence)), .. }) => {
-                Try::Acked(sequence.0)
-            }
+            Ok(PublishOutcome {
+                result: Ok(Published::Stored(sequence) | Published::Duplicate(sequence)),
+                ..
+            }) => Try::Acked(sequence.0),
             Ok(PublishOutcome { result: Err(PublishRefusal::InsufficientStorage), .. }) => Try::No,
             // The log failed, leadership was lost, or nobody answered in time.
             Ok(PublishOutcome { result: Err(_), .. }) | Err(_) => Try::Unknown,

@@ -105,8 +105,12 @@ impl Simulation {
     pub fn kill(&self, machine: MachineNumber) {
         let dead: Vec<Task> = {
             let mut tasks = self.tasks.borrow_mut();
-            let numbers: Vec<TaskNumber> =
-                tasks.all.iter().filter(|(_, task)| task.machine.number == machine).map(|(n, _)| *n).collect();
+            let numbers: Vec<TaskNumber> = tasks
+                .all
+                .iter()
+                .filter(|(_, task)| task.machine.number == machine)
+                .map(|(n, _)| *n)
+                .collect();
             numbers.into_iter().filter_map(|number| tasks.all.remove(&number)).collect()
         };
         // What they hold goes here, and may wake others.
@@ -298,7 +302,8 @@ mod tests {
             })
             .unwrap();
         assert_eq!(simulation.now(), Duration::from_secs(3_600));
-        Arc::try_unwrap(seen).map_or_else(|shared| shared.lock().unwrap().clone(), |own| own.into_inner().unwrap())
+        Arc::try_unwrap(seen)
+            .map_or_else(|shared| shared.lock().unwrap().clone(), |own| own.into_inner().unwrap())
     }
 
     #[test]

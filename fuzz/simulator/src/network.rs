@@ -156,7 +156,11 @@ impl Network {
     /// Nothing gets in or out of a node that stands still.
     pub fn pause(&self, id: PeerId, paused: bool) {
         let mut inner = self.lock();
-        if paused { inner.paused.insert(id) } else { inner.paused.remove(&id) };
+        if paused {
+            inner.paused.insert(id)
+        } else {
+            inner.paused.remove(&id)
+        };
     }
 
     /// Everything gets through again.
@@ -212,7 +216,8 @@ impl Network {
     fn end_sessions(&self, which: impl Fn((PeerId, PeerId)) -> bool, why: &str) {
         let ended: Vec<((PeerId, PeerId), u64)> = {
             let mut inner = self.lock();
-            let keys: Vec<(PeerId, PeerId)> = inner.sessions.keys().copied().filter(|key| which(*key)).collect();
+            let keys: Vec<(PeerId, PeerId)> =
+                inner.sessions.keys().copied().filter(|key| which(*key)).collect();
             keys.into_iter()
                 .filter_map(|key| {
                     let session = inner.sessions.remove(&key)?;
@@ -385,7 +390,8 @@ impl PeerTransport for Endpoint {
             return Err(SendError::Ended);
         }
         let inner = self.network.lock();
-        let session = inner.sessions.get(&pair(self.own, to.peer)).filter(|session| session.number == to.number);
+        let session =
+            inner.sessions.get(&pair(self.own, to.peer)).filter(|session| session.number == to.number);
         let Some(session) = session else { return Err(SendError::Ended) };
         match session.lanes[&(self.own, lane)].try_send(frame) {
             Ok(()) => Ok(()),

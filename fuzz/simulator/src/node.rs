@@ -129,7 +129,11 @@ impl Place {
     }
 
     fn member(&self) -> Member {
-        Member { name: format!("n{}", self.number), address: format!("n{}:1", self.number), ..Member::default() }
+        Member {
+            name: format!("n{}", self.number),
+            address: format!("n{}:1", self.number),
+            ..Member::default()
+        }
     }
 
     /// Begins a life. The first node of all begins the cluster; others ask `others` to take them in.
@@ -311,7 +315,8 @@ async fn drive(mut stepper: Stepper, slot: Slot, trace: Arc<Trace>, place: usize
                 shown.wants_rows = false;
             }
         }
-        let pause = if stepped.progress { Duration::ZERO } else { stepped.next.map_or(LOOK, |next| next.min(LOOK)) };
+        let pause =
+            if stepped.progress { Duration::ZERO } else { stepped.next.map_or(LOOK, |next| next.min(LOOK)) };
         runtime::sleep(pause.max(Duration::from_micros(5))).await;
     }
 }

@@ -92,7 +92,8 @@ impl Oracle {
             if let Fate::Acked { sequence } = fate
                 && stored.get(sequence) != Some(id)
             {
-                let there = stored.get(sequence).map_or("nothing".to_owned(), |other| format!("message {other}"));
+                let there =
+                    stored.get(sequence).map_or("nothing".to_owned(), |other| format!("message {other}"));
                 return Err(Violation::Lost { id: *id, sequence: *sequence, there });
             }
         }

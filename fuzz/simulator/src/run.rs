@@ -114,7 +114,7 @@ impl World {
         let trace = Arc::new(Trace::begin(told));
         note!(trace, "{scenario:?}");
         let network = Network::new(scenario.seed, scenario.faults.clone(), Arc::clone(&trace));
-        #[expect(clippy::disallowed_methods, reason = "only differences to it are ever used")]
+        // Only differences to it are ever used.
         let epoch = Instant::now();
         let around = Surroundings { simulation, network, trace: Arc::clone(&trace), epoch };
         let places: Vec<Place> = (0..scenario.nodes).map(Place::new).collect();
@@ -164,7 +164,8 @@ impl World {
         for number in 0..self.scenario.clients {
             let random = choices(self.scenario.seed, Salt::Workload, number as u64);
             let (think, payload) = (self.scenario.think, self.scenario.payload_max);
-            let client = Arc::clone(&self.load).client(number, random, think, payload, Arc::clone(&self.go_on));
+            let client =
+                Arc::clone(&self.load).client(number, random, think, payload, Arc::clone(&self.go_on));
             drop(runtime::spawn(client));
         }
         self.safety().await;
@@ -211,9 +212,10 @@ impl World {
                 place.shown().cluster.as_ref().is_some_and(|cluster| {
                     let status = cluster.status();
                     status.members.len() == self.places.len()
-                        && status.members.iter().all(|member| {
-                            member.role == beamlog_net::cluster::MemberRole::Voter
-                        })
+                        && status
+                            .members
+                            .iter()
+                            .all(|member| member.role == beamlog_net::cluster::MemberRole::Voter)
                 })
             });
             if voters.count() == self.places.len() {
@@ -401,8 +403,11 @@ impl World {
     fn crash(&mut self, place: usize) {
         let crashes = Crash::sample(self.disk_random.next());
         // A killed process leaves what it wrote to the system; a power cut leaves what was synced, more or less.
-        let crash =
-            if self.disk_random.one_in(2) { Crash::KeepUnsynced } else { crashes[self.disk_random.index(crashes.len())] };
+        let crash = if self.disk_random.one_in(2) {
+            Crash::KeepUnsynced
+        } else {
+            crashes[self.disk_random.index(crashes.len())]
+        };
         if self.places[place].is_alive() {
             self.crashes += 1;
         }
@@ -511,7 +516,10 @@ impl World {
             }
             if runtime::now() >= deadline {
                 let at: Vec<_> = rows.iter().map(|row| row.as_ref().map(|(index, _)| index.0)).collect();
-                return Err(Violation::Other(format!("the nodes did not come together: {at:?}; {}", self.describe())));
+                return Err(Violation::Other(format!(
+                    "the nodes did not come together: {at:?}; {}",
+                    self.describe()
+                )));
             }
             self.revive();
         }
@@ -575,7 +583,8 @@ impl World {
                 (Role::Leader { .. }, Some(router), _) => return Ok(router),
                 (_, _, Some(cluster)) => {
                     let change = Change::Transfer { to: Some(place.peer) };
-                    let done = runtime::timeout(Duration::from_secs(3), cluster.change(change)).await;
+                    let change = Box::pin(cluster.change(change));
+                    let done = runtime::timeout(Duration::from_secs(3), change).await;
                     note!(self.around.trace, "leadership to n{}: {done:?}", place.number);
                 }
                 _ => {}

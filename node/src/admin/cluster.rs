@@ -25,7 +25,10 @@ fn refused(status: StatusCode, reason: String) -> Response {
 }
 
 fn alone() -> Response {
-    refused(StatusCode::NOT_FOUND, "this node stands alone; --cluster-listen makes it part of a cluster".to_owned())
+    refused(
+        StatusCode::NOT_FOUND,
+        "this node stands alone; --cluster-listen makes it part of a cluster".to_owned(),
+    )
 }
 
 pub(super) async fn get(State(monitor): State<Arc<Monitor>>) -> Response {
@@ -51,7 +54,9 @@ pub(super) async fn post(
     };
     let named: Named = match serde_json::from_slice(&body) {
         Ok(named) => named,
-        Err(error) => return refused(StatusCode::BAD_REQUEST, format!("the body is not understood: {error}")),
+        Err(error) => {
+            return refused(StatusCode::BAD_REQUEST, format!("the body is not understood: {error}"));
+        }
     };
     match cluster::change(node, asked, named.node.as_deref()).await {
         Ok(()) => Json::<Value>(json!({ "done": action, "node": named.node })).into_response(),

@@ -10,7 +10,7 @@ use crate::cli::arguments::{Arguments, Command};
 use crate::cli::exit::{Code, Failure};
 use crate::cli::output::{Output, columns};
 use crate::cli::{
-    bench, cluster, cert, completion, configuration, consumer, kv, link, messages, serve, store, stream,
+    bench, cert, cluster, completion, configuration, consumer, kv, link, messages, serve, store, stream,
 };
 
 /// Runs the command line of this process.

@@ -183,7 +183,10 @@ fn cluster(config: &NodeConfig, errors: &mut Vec<ConfigError>) -> Option<Cluster
         invalid("cluster_join", "must be host:port, with commas between several");
     }
     let Some(certificates) = config.cluster_certificates.clone() else {
-        invalid("cluster_certificates", "is needed with cluster_listen: `beamlog cert node` makes the folder");
+        invalid(
+            "cluster_certificates",
+            "is needed with cluster_listen: `beamlog cert node` makes the folder",
+        );
         return None;
     };
     Some(ClusterOptions { listen, advertise: config.cluster_advertise.clone(), certificates, join })

@@ -245,10 +245,7 @@ async fn until_true(stop: &mut tokio::sync::watch::Receiver<bool>) {
 }
 
 fn spawn(place: &Place, first: &Place) -> Result<Child, Failure> {
-    place
-        .command(first)?
-        .spawn()
-        .map_err(|e| Failure::cannot_start(format!("starting {}: {e}", place.name)))
+    place.command(first)?.spawn().map_err(|e| Failure::cannot_start(format!("starting {}: {e}", place.name)))
 }
 
 /// SIGTERM, and SIGKILL for a node that does not go.
@@ -266,9 +263,8 @@ async fn end(mut child: Child, pid: u32) {
 
 /// An authority and a certificate for each node, unless they are there.
 fn make_certificates(folder: &Path, places: &[Place]) -> Result<(), Failure> {
-    let failed = |what: &str, e: &dyn std::error::Error| {
-        Failure::cannot_start(format!("{what}: {}", err_chain(e)))
-    };
+    let failed =
+        |what: &str, e: &dyn std::error::Error| Failure::cannot_start(format!("{what}: {}", err_chain(e)));
     if places.iter().all(|place| place.certificates.join(IDENTITY_FILE).exists()) {
         return Ok(());
     }
@@ -281,13 +277,13 @@ fn make_certificates(folder: &Path, places: &[Place]) -> Result<(), Failure> {
         write_atomically(&authority_file, issued.pem.as_bytes())
             .map_err(|e| failed("writing the authority", &e))?;
     }
-    let pem = read_secret(&authority_file)
-        .map_err(|e| failed("reading the authority", &e))?;
+    let pem = read_secret(&authority_file).map_err(|e| failed("reading the authority", &e))?;
     let authority = Authority::from_pem(&pem).map_err(|e| failed("reading the authority", &e))?;
     for place in places.iter().filter(|place| !place.certificates.join(IDENTITY_FILE).exists()) {
         let identity =
             Identity::new("dev", Role::Node, &place.name).map_err(|e| failed("naming a node", &e))?;
-        let issued = authority.issue(&identity, now, VALID).map_err(|e| failed("issuing a certificate", &e))?;
+        let issued =
+            authority.issue(&identity, now, VALID).map_err(|e| failed("issuing a certificate", &e))?;
         write_atomically(&place.certificates.join(ROOTS_FILE), roots(&pem))
             .and_then(|()| write_atomically(&place.certificates.join(IDENTITY_FILE), issued.pem.as_bytes()))
             .map_err(|e| failed("writing a certificate", &e))?;

@@ -56,12 +56,8 @@ pub(crate) enum ClusterCommand {
 }
 
 pub(crate) async fn cluster(arguments: ClusterArguments, output: Output) -> Result<(), Failure> {
-    let command = match arguments.command {
-        ClusterCommand::Dev(dev) => return dev::dev(dev).await,
-        other => other,
-    };
     let admin = AdminClient::new(&arguments.access)?;
-    match command {
+    match arguments.command {
         ClusterCommand::Status => output.value(&admin.request("GET", "/cluster").await?, show::status),
         ClusterCommand::Health => {
             let status = admin.request("GET", "/cluster").await?;
@@ -73,8 +69,10 @@ pub(crate) async fn cluster(arguments: ClusterArguments, output: Output) -> Resu
         }
         ClusterCommand::Add { node } => act(&admin, "add", Some(node), "took in", output).await,
         ClusterCommand::Remove { node } => act(&admin, "remove", Some(node), "took out", output).await,
-        ClusterCommand::Transfer { node } => act(&admin, "transfer", node, "leadership goes to", output).await,
-        ClusterCommand::Dev(_) => unreachable!("handled above"),
+        ClusterCommand::Transfer { node } => {
+            act(&admin, "transfer", node, "leadership goes to", output).await
+        }
+        ClusterCommand::Dev(arguments) => dev::dev(arguments).await,
     }
 }
 

@@ -20,7 +20,8 @@ pub(super) fn status(value: &Value) -> String {
         .into_iter()
         .flatten()
         .map(|member| {
-            let yes = |key: &str, word: &str| if member[key] == true { word.to_owned() } else { String::new() };
+            let yes =
+                |key: &str, word: &str| if member[key] == true { word.to_owned() } else { String::new() };
             vec![
                 cell(&member["name"]),
                 cell(&member["id"]),
@@ -33,7 +34,10 @@ pub(super) fn status(value: &Value) -> String {
             ]
         })
         .collect();
-    text.push_str(&columns(&["name", "id", "role", "leads", "connected", "durable", "lag", "address"], &rows));
+    text.push_str(&columns(
+        &["name", "id", "role", "leads", "connected", "durable", "lag", "address"],
+        &rows,
+    ));
     text
 }
 
