@@ -2,6 +2,7 @@
 
 pub mod consume;
 pub mod engine;
+pub mod link;
 pub mod many;
 mod paced;
 pub mod publish;
@@ -94,12 +95,13 @@ pub fn run(row: u8, plan: &Plan) -> Result<Vec<Comparison>, RowError> {
         9 => many::row_9(plan),
         10 => restart::row_10(plan),
         11 => start::row_11(plan),
-        other => Err(format!("there is no row {other}; there are 1 2 3 4 5 6 9 10 11").into()),
+        12 => link::row_12(plan),
+        other => Err(format!("there is no row {other}; there are 1 2 3 4 5 6 9 10 11 12").into()),
     }
 }
 
 /// The rows there are.
-pub const ROWS: [u8; 9] = [1, 2, 3, 4, 5, 6, 9, 10, 11];
+pub const ROWS: [u8; 10] = [1, 2, 3, 4, 5, 6, 9, 10, 11, 12];
 
 /// Sets CPU per message and peak memory of a server, `before` being what it had used at the start.
 fn set_usage(figures: &mut Figures, server: &Server, before: Usage, messages: u64) {

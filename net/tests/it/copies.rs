@@ -72,7 +72,7 @@ async fn a_voter_that_was_long_away_gets_the_files_over_bad_wires() {
 /// Flips a bit of what was written last to the newest segment.
 fn hurt_the_end(disk: &SimDisk) {
     let is_segment = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "seg");
-    let (path, bytes) = disk.files().into_iter().filter(|(path, _)| is_segment(path)).next_back().unwrap();
+    let (path, bytes) = disk.files().into_iter().rfind(|(path, _)| is_segment(path)).unwrap();
     let last = bytes.iter().rposition(|byte| *byte != 0).unwrap();
     disk.flip_bit(&path, last as u64 * 8).unwrap();
 }
