@@ -27,5 +27,5 @@ mod table;
 pub use dial::{DialError, PeerAddress};
 pub use endpoint::{BindError, Transport, TransportOptions};
 pub use frames::{Frames, Violation, decode_answer};
-pub use settings::{Kind, OUTBOUND_BYTES_MAX};
-pub use table::PeerSnapshot;
+pub use settings::{ConfigError, Kind, OUTBOUND_BYTES_MAX};
+pub use table::{PeerSnapshot, SessionSnapshot};

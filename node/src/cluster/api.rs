@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use beamlog_nats::JetStream;
-use beamlog_nats::jetstream::{Api, ApiRequest, Handled};
+use beamlog_nats::jetstream::{Api, ApiRequest, FromPeers, Handled};
 use beamlog_net::mesh::{MeshMessage, StreamGate};
 use beamlog_router::interest::{Envelope, Interest, RouteCache};
 use beamlog_router::{Full, PublishBatch, StreamId};
@@ -14,6 +14,7 @@ use beamlog_router::{Full, PublishBatch, StreamId};
 pub(crate) struct ClusterApi {
     api: Api,
     interest: Arc<Interest>,
+    from_peers: FromPeers,
     leads: AtomicBool,
 }
 
@@ -24,8 +25,10 @@ impl std::fmt::Debug for ClusterApi {
 }
 
 impl ClusterApi {
+    /// Within a tokio runtime.
     pub(crate) fn new(api: Api, interest: Arc<Interest>) -> Self {
-        Self { api, interest, leads: AtomicBool::new(false) }
+        let from_peers = FromPeers::start(Arc::new(api.clone()), Arc::clone(&interest));
+        Self { api, interest, from_peers, leads: AtomicBool::new(false) }
     }
 
     pub(super) fn set_leads(&self, leads: bool) {
@@ -59,24 +62,15 @@ impl JetStream for ClusterApi {
     }
 }
 
-/// What other nodes' clients send here. A full queue loses it, as a lost connection would: nothing was acknowledged,
-/// and who waits for an answer asks again.
+/// What other nodes' clients send here.
 impl StreamGate for ClusterApi {
     fn request(&self, message: &MeshMessage<'_>) {
         let MeshMessage { subject, reply, headers, payload, .. } = *message;
-        let request = ApiRequest { subject, reply, headers, payload, no_responders: true };
-        if self.api.handle(&request) == Handled::Full {
-            tracing::debug!("a request from another node found no room");
-        }
+        self.from_peers.request(subject, reply, headers, payload);
     }
 
     fn captured(&self, stream: StreamId, message: &MeshMessage<'_>) {
         let MeshMessage { subject, reply, headers, payload, .. } = *message;
-        let mut batch =
-            PublishBatch::with_capacity(1, subject.len() + reply.len() + headers.len() + payload.len());
-        batch.push(stream, subject, reply, headers, payload);
-        if self.api.offer(batch).is_err() {
-            tracing::debug!("a publish from another node found no room");
-        }
+        self.from_peers.publish(stream, subject, reply, headers, payload);
     }
 }
