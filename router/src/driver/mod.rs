@@ -464,8 +464,9 @@ impl Driver {
         } else {
             self.log.roll(&mut state.snapshot())
         };
-        if self.replica.is_some() {
+        if let Some(replica) = self.replica.as_deref_mut() {
             self.engine.forget_changes();
+            replica.folding.iter_mut().for_each(Recovering::expire_ids);
         }
         match rolled {
             Ok(()) => {

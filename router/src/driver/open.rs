@@ -257,7 +257,7 @@ fn recover_replicated(
     let Base { disk, directory, shard, limits, snapshot, tail } = base;
     let index = snapshot.as_ref().map_or(Index(0), |snapshot| snapshot.index);
     let mut folding = from_snapshot(limits, snapshot)?;
-    folding.follow(log);
+    folding.follow(log, true);
     let applied = log.id_at(index).map_err(OpenError::Replay)?.unwrap_or(EntryId { index, term: Term(0) });
     let was_member = folding.engine().replication().is_some() || log.last_id().term > Term(1);
     let (votes, last_vote) = VoteFile::open(disk, directory, shard, was_member)?;

@@ -204,12 +204,11 @@ impl Recovering {
         }
         let headers = PublishHeaders::parse(&message.headers);
         if let Some(id) = headers.message_id {
-            self.ids.entry(message.stream).or_default().push_back(ReplayedId {
-                id: id.to_vec(),
-                sequence: message.sequence,
-                at: message.timestamp,
-                content: message_ids::content_checksum(&message.subject, &message.payload),
-            });
+            let seen = self.ids.entry(message.stream).or_default();
+            seen.push_back(replayed_id(id, message));
+            if self.released.is_some() {
+                expire(seen, body, message.timestamp);
+            }
         }
         let hash = body.subjects.hash(&message.subject);
         body.apply_message(&message_ref(message), hash, &headers);
@@ -273,9 +272,18 @@ impl Recovering {
     }
 
     /// A leader will be followed, for who knows how long: the log is told what of it is dead now, and from here
-    /// on [`Self::take_released`] says what dies.
-    pub(crate) fn follow(&mut self, source: &mut dyn Source) {
+    /// on [`Self::take_released`] says what dies. Ids of what is dead by now are looked up before, unless they
+    /// are known from elsewhere ([`Self::take_ids_of`]): later nobody can read them.
+    pub(crate) fn follow(&mut self, source: &mut dyn Source, look_up_ids: bool) {
         self.released = Some(Vec::new());
+        if look_up_ids {
+            for id in self.engine.names.values() {
+                let seen = seen_ids(&self.engine.streams[id].body, source, self.engine.now);
+                if !seen.is_empty() {
+                    self.ids.insert(*id, seen);
+                }
+            }
+        }
         release_unknown(&self.engine, source);
         for id in self.engine.names.values() {
             let body = &self.engine.streams[id].body;
@@ -300,27 +308,47 @@ impl Recovering {
         }
     }
 
+    /// The ids that an engine knew, of messages that this state has. What the engine decided beyond it, this
+    /// state never heard of.
+    pub(crate) fn take_ids_of(&mut self, other: &Engine) {
+        self.ids.clear();
+        for id in self.engine.names.values() {
+            let last = self.engine.streams[id].body.last;
+            let Some(stream) = other.streams.get(id) else { continue };
+            let seen: VecDeque<ReplayedId> = stream
+                .body
+                .message_ids
+                .iter()
+                .filter(|(_, sequence, ..)| *sequence <= last)
+                .map(|(id, sequence, at, content)| ReplayedId { id: id.to_vec(), sequence, at, content })
+                .collect();
+            if !seen.is_empty() {
+                self.ids.insert(*id, seen);
+            }
+        }
+    }
+
     /// What died since this was last asked.
     pub(crate) fn take_released(&mut self) -> Vec<Release> {
         self.released.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
-    /// The leader's clock when the records now folded in were gathered. Ids leave with their window.
+    /// The leader's clock when the records now folded in were gathered.
     pub(crate) fn at(&mut self, time: Timestamp) {
         self.engine.now = self.engine.now.max(time);
         if self.released.is_some() {
             self.engine.forget_changes();
-            let (engine, now) = (&self.engine, self.engine.now);
-            self.ids.retain(|id, seen| {
-                let Some(stream) = engine.streams.get(id) else { return false };
-                let window = stream.body.config.duplicate_window_nanos.unwrap_or(0);
-                let horizon = Timestamp(now.0.saturating_sub(window));
-                while seen.front().is_some_and(|oldest| oldest.at < horizon) {
-                    seen.pop_front();
-                }
-                !seen.is_empty()
-            });
         }
+    }
+
+    /// Ids leave with their window.
+    pub(crate) fn expire_ids(&mut self) {
+        let (engine, now) = (&self.engine, self.engine.now);
+        self.ids.retain(|id, seen| {
+            let Some(stream) = engine.streams.get(id) else { return false };
+            expire(seen, &stream.body, now);
+            !seen.is_empty()
+        });
     }
 
     /// Folds a record of replication in.
@@ -368,7 +396,8 @@ impl Recovering {
         for id in &ids {
             let stream = engine.streams.get_mut(id).expect("a name belongs to a stream");
             let replayed = self.ids.remove(id).unwrap_or_default();
-            derive(stream, source, engine.now, replayed);
+            // Who followed knows all ids there are.
+            derive(stream, source, engine.now, replayed, self.released.is_none());
         }
         let has_interest = |_: &[u8]| true;
         for id in ids {
@@ -419,22 +448,72 @@ fn release_unknown(engine: &Engine, source: &mut dyn Source) {
     }
 }
 
+fn replayed_id(id: &[u8], message: &Message) -> ReplayedId {
+    ReplayedId {
+        id: id.to_vec(),
+        sequence: message.sequence,
+        at: message.timestamp,
+        content: message_ids::content_checksum(&message.subject, &message.payload),
+    }
+}
+
+fn horizon(body: &StreamBody, now: Timestamp) -> Timestamp {
+    Timestamp(now.0.saturating_sub(body.config.duplicate_window_nanos.unwrap_or(0)))
+}
+
+fn expire(seen: &mut VecDeque<ReplayedId>, body: &StreamBody, now: Timestamp) {
+    let horizon = horizon(body, now);
+    while seen.front().is_some_and(|oldest| oldest.at < horizon) {
+        seen.pop_front();
+    }
+}
+
+/// The ids of a stream's messages inside the window, as far as the log still has them.
+fn seen_ids(body: &StreamBody, source: &mut dyn Source, now: Timestamp) -> VecDeque<ReplayedId> {
+    let horizon = horizon(body, now);
+    let mut seen = VecDeque::new();
+    for run in source.runs(body.id) {
+        if run.with_message_id == 0 || run.newest < horizon || run.first > body.last {
+            continue;
+        }
+        // Damage hides ids as it hides messages; whoever serves them says so.
+        let Ok(entries) = source.run_entries(body.id, run.segment) else { continue };
+        for entry in entries {
+            let wanted = entry.headers_bytes > 0 && entry.timestamp >= horizon && entry.sequence <= body.last;
+            if wanted
+                && let Read::Found(message) = source.read(body.id, entry.sequence)
+                && let Some(id) = PublishHeaders::parse(&message.headers).message_id
+            {
+                seen.push_back(replayed_id(id, &message));
+            }
+        }
+    }
+    seen
+}
+
 /// Builds what follows from the living messages, and tells the log which of its messages are dead.
-fn derive(stream: &mut Stream, source: &mut dyn Source, now: Timestamp, replayed: VecDeque<ReplayedId>) {
+fn derive(
+    stream: &mut Stream,
+    source: &mut dyn Source,
+    now: Timestamp,
+    replayed: VecDeque<ReplayedId>,
+    look_up_ids: bool,
+) {
     let body = &mut stream.body;
     body.recovering = false;
-    let horizon = Timestamp(now.0.saturating_sub(body.config.duplicate_window_nanos.unwrap_or(0)));
+    let horizon = horizon(body, now);
     let replayed_from = replayed.front().map_or(Sequence(u64::MAX), |first| first.sequence);
     for run in source.runs(body.id) {
         let living = body.living_before(run.last.next()) - body.living_before(run.first);
-        if living == 0 {
+        let has_ids =
+            look_up_ids && run.with_message_id > 0 && run.newest >= horizon && run.first < replayed_from;
+        if living == 0 && !has_ids {
             source.release(body.id, run.first..=run.last);
             continue;
         }
         let wants_entries = living != run.count
             || body.config.max_messages_per_subject.is_some_and(|max| max > 1)
             || body.config.allow_message_ttl;
-        let has_ids = run.with_message_id > 0 && run.newest >= horizon && run.first < replayed_from;
         if !wants_entries && !has_ids {
             match source.run_subjects(body.id, run.segment) {
                 Ok(subjects) => {

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use beamlog_log::envelope::{self, Enveloped};
 use beamlog_log::{Index, Sequence, StreamId, Term, Timestamp};
+use roaring::RoaringTreemap;
 use wincode::{SchemaRead, SchemaWrite};
 
 use crate::consumer::{ConsumerId, ConsumerRecord, ConsumerSnapshot};
@@ -203,6 +204,23 @@ pub(crate) struct Changes {
     pub(crate) deletes: Vec<Vec<u8>>,
 }
 
+/// A row with its set spelled in the one way that depends on nothing but what is in it. A set of more than one
+/// row is left as it is.
+fn canonical(row: Vec<u8>) -> Vec<u8> {
+    let mut decoded: Row = match envelope::decode(&row) {
+        Ok(decoded) => decoded,
+        Err(_) => return row,
+    };
+    let (Row::Deleted { parts: 1, bytes, .. } | Row::Origin { parts: 1, bytes, .. }) = &mut decoded else {
+        return row;
+    };
+    let Ok(set) = RoaringTreemap::deserialize_from(&bytes[..]) else { return row };
+    let set: RoaringTreemap = set.iter().collect();
+    bytes.clear();
+    set.serialize_into(&mut *bytes).expect("a vector takes every write");
+    encode(&decoded)
+}
+
 impl Engine {
     fn shard_row(&self) -> Row {
         Row::Shard { next_stream: self.next_stream, next_consumer: self.next_consumer, now: self.now }
@@ -232,7 +250,7 @@ impl Engine {
             next_consumer: self.next_consumer,
             now: Timestamp(0),
         };
-        std::iter::once(encode(&shard)).chain(self.snapshot().skip(1)).collect()
+        std::iter::once(encode(&shard)).chain(self.snapshot().skip(1).map(canonical)).collect()
     }
 
     /// The rows that changed since this was last asked. Nothing is gathered any more (`Flush`).

@@ -105,6 +105,11 @@ impl MessageIds {
         }
     }
 
+    /// All of them in the order in which they came: id, sequence, when, content.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&[u8], Sequence, Timestamp, u32)> {
+        self.seen.iter().map(|seen| (&*seen.id, seen.sequence, seen.at, seen.content))
+    }
+
     /// When the oldest was seen.
     pub(crate) fn oldest(&self) -> Option<Timestamp> {
         self.seen.front().map(|seen| seen.at)

@@ -204,7 +204,8 @@ impl Driver {
         for row in base.iter().flat_map(|base| &base.records) {
             recovering.row(row)?;
         }
-        recovering.follow(&mut self.log);
+        // Its ids are those of the engine that it takes the place of.
+        recovering.follow(&mut self.log, false);
         assert!(at <= applied, "a segment begins with what is committed");
         while at < applied {
             for entry in self.log.entries(at.next(), applied.next(), FOLD_BYTES)? {

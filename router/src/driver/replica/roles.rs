@@ -131,12 +131,13 @@ impl Driver {
 
     /// The engine is thrown away, with whatever it decided that is not committed.
     fn rebuild(&mut self) {
-        let counters = self.engine.counters();
-        self.engine = Engine::new(self.replica().limits);
+        let limits = self.replica().limits;
+        let deposed = std::mem::replace(&mut self.engine, Engine::new(limits));
         self.log.forget_releases();
         match self.refold() {
             Ok(mut recovering) => {
-                recovering.carry_counters(counters);
+                recovering.carry_counters(deposed.counters());
+                recovering.take_ids_of(&deposed);
                 self.replica().folding = Some(recovering);
             }
             Err(FoldError::Damage(damage)) => self.note_damage(&damage),

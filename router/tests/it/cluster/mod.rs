@@ -313,7 +313,11 @@ impl Cluster {
         let stepped = self.live(at).stepper.step();
         if let Some((index, rows)) = self.live(at).stepper.state_rows() {
             let (first, known) = self.states.entry(index).or_insert_with(|| (at, rows.clone()));
-            assert!(*known == rows, "node {at} has another state at {index} than node {first}");
+            assert!(
+                *known == rows,
+                "node {at} has another state at {index} than node {first}: {:?}",
+                known.iter().zip(&rows).filter(|(a, b)| a != b).collect::<Vec<_>>()
+            );
             self.compared += usize::from(*first != at);
         }
         stepped.progress || stepped.next == Some(Duration::ZERO)
