@@ -197,6 +197,11 @@ impl Driver {
 
     /// A state of its own from the newest segment's beginning and the entries up to `applied`.
     pub(super) fn refold(&mut self) -> Result<Recovering, FoldError> {
+        self.refold_with(true)
+    }
+
+    /// As [`Self::refold`]; message ids from before the segment are looked up, or known from elsewhere.
+    pub(super) fn refold_with(&mut self, look_up_ids: bool) -> Result<Recovering, FoldError> {
         let applied = self.replica().applied.index;
         let mut recovering = Recovering::new(self.replica().limits);
         let base = self.log.base()?;
@@ -204,8 +209,7 @@ impl Driver {
         for row in base.iter().flat_map(|base| &base.records) {
             recovering.row(row)?;
         }
-        // Its ids are those of the engine that it takes the place of.
-        recovering.follow(&mut self.log, false);
+        recovering.follow(&mut self.log, look_up_ids);
         assert!(at <= applied, "a segment begins with what is committed");
         while at < applied {
             for entry in self.log.entries(at.next(), applied.next(), FOLD_BYTES)? {

@@ -134,7 +134,8 @@ impl Driver {
         let limits = self.replica().limits;
         let deposed = std::mem::replace(&mut self.engine, Engine::new(limits));
         self.log.forget_releases();
-        match self.refold() {
+        // Message ids are those that the engine knew.
+        match self.refold_with(false) {
             Ok(mut recovering) => {
                 recovering.carry_counters(deposed.counters());
                 recovering.take_ids_of(&deposed);
