@@ -2,7 +2,7 @@
 
 use beamlog_log::{EntryId, Index, LogEntry, ShardId, Term, Timestamp};
 use beamlog_net::raft::wire::{
-    Answer, Append, CopyOf, FileOf, OfferState, Outcome, Request, TransferRefused, WireVote,
+    Answer, Append, CopyOf, Have, OfferState, Outcome, Request, TransferRefused, WireVote,
 };
 
 pub const WORDS: &[&[u8]] = &[&[0xff; 8], &[0; 8], &[1, 0, 0, 0], &[0xff, 0xff, 0xff, 0x7f]];
@@ -50,6 +50,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         Request::Transfer { from: leader, to: 9, last: id(9, 3) },
         Request::Offer { vote: leader, state: CopyOf { last: id(9, 3) } },
         Request::Files,
+        Request::Have { index: Index(9) },
         Request::Chunk { file: "00000000000000000001.seg".into(), offset: 4096, bytes: 65_536 },
     ];
     let answers = [
@@ -65,7 +66,10 @@ pub fn seeds() -> Vec<Vec<u8>> {
         Answer::Offer(OfferState::Installed { vote: leader, last: id(9, 3) }),
         Answer::Offer(OfferState::Failed { reason: "the disk is full".into() }),
         Answer::Offer(OfferState::HigherVote(leader)),
-        Answer::Files(vec![FileOf { name: "a.seg".into(), bytes: 9, hash: 8 }]),
+        Answer::Files { membership_id: id(4, 2), membership: b"who".as_slice().into(), list: b"files".as_slice().into() },
+        Answer::Have(Have::Never),
+        Answer::Have(Have::Entry(entry(6, 2, b"records"))),
+        Answer::Have(Have::Unknown),
         Answer::Chunk(b"bytes".as_slice().into()),
     ];
     let requests = requests.iter().map(|request| request.encode(ShardId(0)).to_vec());

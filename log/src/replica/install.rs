@@ -306,6 +306,22 @@ impl Installation {
         Ok(())
     }
 
+    /// As [`Self::exchange`], and opens the copy where the present log was. The state with which its newest segment
+    /// begins is in it ([`Log::base`]).
+    ///
+    /// Whatever happens, nothing is written to the present log any more; after an error it is poisoned.
+    pub fn exchange_in(mut self, present: &mut Log) -> Result<(), InstallError> {
+        self.verify()?;
+        present.poisoned = true;
+        make_ready(&self.outer, &self.files)?;
+        complete(&self.outer).map_err(InstallError::Exchange)?;
+        let (disk, directory) = (self.outer.disk_handle(), self.outer.directory().to_owned());
+        let opened = Log::open(disk, &directory, present.shard, present.options.clone())
+            .map_err(|error| InstallError::Unreadable(Box::new(error)))?;
+        *present = opened.log;
+        Ok(())
+    }
+
     /// Nothing of the copy can be trusted.
     fn start_over(&mut self, error: InstallError) -> InstallError {
         match remove_where(&self.files, &|name| name != MANIFEST) {
@@ -320,6 +336,19 @@ impl Installation {
     /// Gives the copy up and removes what came of it.
     pub fn abandon(self) -> Result<(), DiskFailed> {
         remove_where(&self.files, &|_| true)
+    }
+}
+
+impl Log {
+    /// Where its files are.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.files.directory()
+    }
+
+    /// Begins to gather a copy that can take this log's place. See [`Installation::begin`].
+    pub fn begin_install(&self, list: LogFiles) -> Result<Installation, InstallError> {
+        Installation::begin(&self.files.disk_handle(), self.files.directory(), self.shard, list)
     }
 }
 

@@ -8,6 +8,7 @@ mod change;
 mod claims;
 mod seat;
 mod status;
+mod tail;
 mod tasks;
 
 use std::{sync::Arc, time::Duration};
@@ -23,11 +24,11 @@ pub use status::{ClusterState, ClusterStatus, MemberRole, MemberStatus, Standing
 
 pub use crate::raft::Member;
 use crate::{
-    catchup::Copies,
+    catchup::{Copies, CopyLimits},
     peer::{Introduction, PeerId, PeerTransport, Refusal},
     raft::{
         Books, Links, Machine, Raft, RaftHandler, ReplicaShard, Shard, ShardError, Storage, Timing,
-        begin_membership, code,
+        begin_membership, code, last_membership,
     },
 };
 
@@ -116,7 +117,7 @@ struct Inner {
     state: watch::Sender<ClusterState>,
     /// What the driver is.
     role: watch::Receiver<Role>,
-    copies: Copies,
+    copies: Arc<Copies>,
     /// One change of the membership at a time.
     changing: tokio::sync::Mutex<()>,
 }
@@ -130,12 +131,16 @@ impl std::fmt::Debug for Cluster {
 impl Cluster {
     /// Takes part from now on: votes, stores entries, may be elected.
     ///
+    /// A log whose end is in doubt is settled first, which waits for peers (DR5).
+    ///
     /// *Cancel safety*: none; a start that was dropped half-way ends with the process.
     pub async fn start(start: Start) -> Result<Self, StartError> {
         let Start { mut seat, shard: id, me, replica, transport, first, options } = start;
         let config = Arc::new(config(&options)?);
         let inbox = seat.take_inbox().ok_or(StartError::Taken)?;
         let shard: Arc<dyn Shard> = Arc::new(ReplicaShard::new(id, replica));
+        seat.before(&shard);
+        tail::settle(&shard, me, &transport).await.map_err(StartError::Storage)?;
         if let Some(member) = first {
             begin(&*shard, me, member).await?;
         }
@@ -169,6 +174,15 @@ impl Cluster {
             storage.clone(),
             machine.clone(),
         ));
+        let copies = Arc::new(Copies::new(
+            raft.clone(),
+            Arc::clone(&shard),
+            Arc::clone(&books),
+            storage.clone(),
+            machine.clone(),
+            Arc::clone(&transport),
+            CopyLimits { answer: options.append, failures: 10, chunk: 1 << 20 },
+        ));
         let (state, _) = watch::channel(ClusterState::default());
         let inner = Arc::new(Inner {
             me,
@@ -182,7 +196,7 @@ impl Cluster {
             shard,
             state,
             role: seat.role(),
-            copies: Copies,
+            copies,
             changing: tokio::sync::Mutex::default(),
         });
         let cluster = Self { inner };
@@ -313,7 +327,7 @@ async fn begin(shard: &dyn Shard, me: PeerId, member: Member) -> Result<(), Star
     if state.replication.is_some() || shard.vote().is_some() {
         return Ok(());
     }
-    if crate::raft::has_membership(shard, &state).await.map_err(StartError::Storage)? {
+    if last_membership(shard, &state).await.map_err(StartError::Storage)?.is_some() {
         return Ok(());
     }
     let term = Term(state.last.term.0.max(1));

@@ -8,10 +8,13 @@ use beamlog_router::replica::{Proposal, Replicator, Role};
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
-use super::{Cluster, Inner, change, claims};
+use super::{Cluster, Inner, change, claims, tail};
 use crate::{
     peer::{BoxFuture, Introduction, Lane, PeerHandler, PeerId, Refusal, Session},
-    raft::{code, decode},
+    raft::{
+        Shard, code, decode,
+        wire::{Answer, Request},
+    },
 };
 
 /// What a driver says to replication.
@@ -50,7 +53,7 @@ impl Seat {
         let (role_sender, role) = watch::channel(Role::default());
         Self {
             driver: Arc::new(Driver { words, role: role_sender }),
-            peers: Arc::new(Peers { cluster: OnceLock::new() }),
+            peers: Arc::new(Peers { cluster: OnceLock::new(), shard: OnceLock::new() }),
             inbox: Some(inbox),
             role,
         }
@@ -100,6 +103,12 @@ impl Seat {
         self.role.clone()
     }
 
+    /// What this node's log has can be asked from now on.
+    pub(super) fn before(&self, shard: &Arc<dyn Shard>) {
+        // A seat is taken once.
+        self.peers.shard.set(Arc::downgrade(shard)).ok();
+    }
+
     pub(super) fn sit(&self, cluster: &Cluster) {
         // It was just made sure that this seat is free.
         self.peers.cluster.set(Arc::downgrade(&cluster.inner)).ok();
@@ -138,28 +147,37 @@ impl Replicator for Driver {
 
 struct Peers {
     cluster: OnceLock<Weak<Inner>>,
+    /// What peers may ask of before the cluster has started.
+    shard: OnceLock<Weak<dyn Shard>>,
 }
 
 impl Peers {
     fn cluster(&self) -> Result<Arc<Inner>, Refusal> {
-        self.cluster.get().and_then(Weak::upgrade).ok_or_else(|| Refusal {
-            code: code::STOPPED,
-            reason: "this node does not take part now".to_owned(),
-        })
+        self.cluster.get().and_then(Weak::upgrade).ok_or_else(not_yet)
     }
+}
+
+fn not_yet() -> Refusal {
+    Refusal { code: code::STOPPED, reason: "this node does not take part now".to_owned() }
 }
 
 impl PeerHandler for Peers {
     fn call(&self, from: PeerId, lane: Lane, request: Bytes) -> BoxFuture<'static, Result<Bytes, Refusal>> {
-        let cluster = match self.cluster() {
-            Ok(cluster) => cluster,
-            Err(refusal) => return Box::pin(async move { Err(refusal) }),
-        };
+        let cluster = self.cluster();
+        let shard = self.shard.get().and_then(Weak::upgrade);
         Box::pin(async move {
             if lane == Lane::Admin {
-                return change::asked(&cluster, from, request).await;
+                return change::asked(&cluster?, from, request).await;
             }
-            let request = decode(cluster.handler.shard(), request)?;
+            let Some(shard) = shard else { return Err(not_yet()) };
+            let request = decode(shard.id(), request)?;
+            if let Request::Have { index } = request {
+                let have = tail::have(&*shard, index).await;
+                let have =
+                    have.map_err(|error| Refusal { code: code::STOPPED, reason: error.to_string() })?;
+                return Ok(Answer::Have(have).encode());
+            }
+            let cluster = cluster?;
             match cluster.handler.answer(from, request.clone()).await? {
                 Some(answer) => Ok(answer.encode()),
                 None => Ok(cluster.copies.answer(from, request).await?.encode()),

@@ -164,6 +164,7 @@ async fn keep(inner: Arc<Inner>) {
         if inner.ended() {
             return;
         }
+        inner.copies.forget_idle();
         let Ok(state) = inner.shard.state().await else { return };
         let upto = state.history_from.index.min(inner.machine.applied().index);
         let Some(upto) = raft_index(upto).filter(|_| upto > inner.storage.purged()) else { continue };

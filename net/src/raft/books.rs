@@ -86,7 +86,7 @@ struct Page {
     /// Why peers are refused.
     refused: BTreeMap<u64, String>,
     /// By the index of their entries.
-    memberships: BTreeMap<Index, Membership>,
+    memberships: BTreeMap<Index, (EntryId, Membership)>,
 }
 
 impl Books {
@@ -140,17 +140,22 @@ impl Books {
         page.committed = page.committed.max(last.index);
         page.told = page.told.max(last.index);
         page.memberships.clear();
-        page.memberships.extend(membership.map(|(id, membership)| (id.index, membership)));
+        page.memberships.extend(membership.map(|(id, membership)| (id.index, (id, membership))));
     }
 
     /// A membership is in our log.
     pub(crate) fn membership(&self, id: EntryId, membership: Membership) {
         let mut page = self.page();
-        page.memberships.insert(id.index, membership);
+        page.memberships.insert(id.index, (id, membership));
         // An old one that was read again goes at once.
         while page.memberships.len() > MEMBERSHIPS_KEPT {
             page.memberships.pop_first();
         }
+    }
+
+    /// The membership that governs an entry, and the entry that it is in.
+    pub(crate) fn governing(&self, index: Index) -> Option<(EntryId, Membership)> {
+        self.page().memberships.range(..=index).next_back().map(|(_, governing)| governing.clone())
     }
 
     /// A vote is about to be saved. A leadership that it ends, ends now.
@@ -309,7 +314,7 @@ impl Page {
         }
         let governing = self.memberships.range(..=index).next_back();
         let later = self.memberships.range(index.next()..);
-        governing.into_iter().chain(later).any(|(_, membership)| {
+        governing.into_iter().chain(later).any(|(_, (_, membership))| {
             let configs = membership.get_joint_config();
             !configs.is_empty()
                 && configs.iter().all(|config| {
@@ -322,7 +327,7 @@ impl Page {
     fn discrepancy(&self, me: u64, entry: EntryId) -> Discrepancy {
         let name = |node: &u64| format!("{node:016x}");
         let voters = self.memberships.values().next_back();
-        let configs = voters.map(|membership| membership.get_joint_config().clone()).unwrap_or_default();
+        let configs = voters.map(|(_, membership)| membership.get_joint_config().clone()).unwrap_or_default();
         let mut nodes: Vec<u64> = self.peers.keys().copied().chain([me]).collect();
         nodes.retain(|node| self.holds(me, *node, entry.index));
         Discrepancy {

@@ -166,18 +166,25 @@ pub(crate) fn begin_membership(
     Ok((entry, vote))
 }
 
-/// Whether a membership is among the entries that are not folded yet.
-pub(crate) async fn has_membership(shard: &dyn Shard, state: &ShardState) -> Result<bool, StorageError> {
+/// The last membership in the log, folded or not.
+pub(crate) async fn last_membership(
+    shard: &dyn Shard,
+    state: &ShardState,
+) -> Result<Option<Membership>, StorageError> {
+    let mut last_one = match &state.replication {
+        Some((_, bytes)) => Some(membership_of(bytes)?),
+        None => None,
+    };
     let mut from = state.applied.index.next();
     while from <= state.last.index {
         let entries = shard.read(from, state.last.index.next(), 4 << 20).await?;
-        let Some(last) = entries.last() else { return Ok(false) };
+        let Some(last) = entries.last() else { break };
         from = last.id.index.next();
         for entry in &entries {
-            if entry.replication().is_some_and(|bytes| !bytes.is_empty()) {
-                return Ok(true);
+            if let Some(bytes) = entry.replication().filter(|bytes| !bytes.is_empty()) {
+                last_one = Some(decode_membership(bytes)?);
             }
         }
     }
-    Ok(false)
+    Ok(last_one)
 }

@@ -153,7 +153,7 @@ impl RaftHandler {
                     },
                 }))))
             }
-            Request::Offer { .. } | Request::Files | Request::Chunk { .. } => Ok(None),
+            Request::Offer { .. } | Request::Files | Request::Chunk { .. } | Request::Have { .. } => Ok(None),
         }
     }
 

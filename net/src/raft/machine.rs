@@ -136,7 +136,7 @@ impl RaftStateMachine<Types> for Machine {
         staged: Staged,
     ) -> Result<(), io::Error> {
         let told = entry_id(meta.last_log_id.as_ref());
-        let last = self.shard.install(Staged { last: told, ..staged }).await.map_err(io::Error::other)?;
+        let last = self.shard.install(staged).await.map_err(io::Error::other)?;
         if last != told {
             let reason = format!("the copied state ends at {last:?}, not at {told:?} as was said");
             return Err(io::Error::other(reason));
@@ -155,7 +155,7 @@ impl RaftStateMachine<Types> for Machine {
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf<Types, Staged>>, io::Error> {
-        Ok(self.with(|state| state.built.clone()).map(|meta| Snapshot { meta, snapshot: Staged::default() }))
+        Ok(self.with(|state| state.built.clone()).map(named))
     }
 }
 
@@ -168,8 +168,14 @@ impl RaftSnapshotBuilder<Types> for Machine {
             state.built = Some(meta.clone());
             meta
         });
-        Ok(Snapshot { meta, snapshot: Staged::default() })
+        Ok(named(meta))
     }
+}
+
+/// A state by its name; whoever needs it fetches it.
+fn named(meta: SnapshotMetaOf<Types>) -> SnapshotOf<Types, Staged> {
+    let last = entry_id(meta.last_log_id.as_ref());
+    Snapshot { meta, snapshot: Staged { last, installation: None } }
 }
 
 /// The index of openraft's that names an entry of ours.

@@ -22,10 +22,10 @@ pub mod wire;
 mod tests;
 
 pub(crate) use books::{Books, Report};
-pub(crate) use control::{begin_membership, has_membership};
+pub(crate) use control::{begin_membership, decode_membership, encode_membership, last_membership};
 pub(crate) use handler::{RaftHandler, code, decode};
 pub(crate) use machine::{Machine, raft_index};
-pub(crate) use network::{Links, Timing};
+pub(crate) use network::{Links, Timing, raft_vote, wire_vote};
 pub(crate) use replica::ReplicaShard;
 pub use shard::ShardError;
 pub(crate) use shard::{Shard, ShardState, Staged};

@@ -126,11 +126,11 @@ impl Link {
     }
 }
 
-pub(super) fn wire_vote(vote: &Vote) -> WireVote {
+pub(crate) fn wire_vote(vote: &Vote) -> WireVote {
     WireVote { term: vote.leader_id().term, node: vote.leader_id().voted_for, committed: vote.is_committed() }
 }
 
-pub(super) fn raft_vote(vote: WireVote) -> Vote {
+pub(crate) fn raft_vote(vote: WireVote) -> Vote {
     Vote { leader_id: LeaderId::new(vote.term, vote.node), committed: vote.committed }
 }
 

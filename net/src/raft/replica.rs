@@ -1,6 +1,6 @@
 //! The driver of the router as a shard.
 
-use beamlog_log::{EntryId, Index, LogEntry, ShardId, Term};
+use beamlog_log::{EntryId, Index, Installation, LogEntry, LogFiles, ShardId, Shipment, Term};
 use beamlog_router::replica::{Done, Replica, ReplicaEntry, ReplicaError};
 use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
@@ -79,6 +79,10 @@ impl Shard for ReplicaShard {
         self.replica.step_down();
     }
 
+    fn settle_tail(&self, entry: Option<LogEntry>) -> BoxFuture<'static, Result<(), ShardError>> {
+        flat(answer(|done| self.replica.settle_tail(entry, done)))
+    }
+
     fn refused(&self, proposal: u64) {
         self.replica.refused(proposal);
     }
@@ -87,8 +91,24 @@ impl Shard for ReplicaShard {
         self.replica.confirmed(question, leads);
     }
 
+    fn ship(&self) -> BoxFuture<'static, Result<Shipment, ShardError>> {
+        flat(answer(|done| self.replica.ship(done)))
+    }
+
+    fn begin_install(&self, list: LogFiles) -> BoxFuture<'static, Result<Installation, ShardError>> {
+        flat(answer(|done| self.replica.begin_install(list, done)))
+    }
+
     fn install(&self, staged: Staged) -> BoxFuture<'static, Result<EntryId, ShardError>> {
-        let reason = format!("a copy that ends at entry {} cannot be installed yet", staged.last.index);
-        Box::pin(async move { Err(ShardError::Other(reason)) })
+        let Some(installation) = staged.installation else {
+            let error = ShardError::Other("a copy is a name only, and was not fetched".to_owned());
+            return Box::pin(async move { Err(error) });
+        };
+        let ends = installation.list().last;
+        if ends != staged.last {
+            let error = ShardError::Other(format!("a copy ends at {ends:?}, not at {:?}", staged.last));
+            return Box::pin(async move { Err(error) });
+        }
+        flat(answer(|done| self.replica.install(installation, done)))
     }
 }

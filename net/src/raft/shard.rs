@@ -1,7 +1,7 @@
 //! What replication asks of a shard: its log, its vote, its state. The driver of the router is the one answer
 //! that serves; tests have others.
 
-use beamlog_log::{EntryId, Index, LogEntry, ShardId, Term};
+use beamlog_log::{EntryId, Index, Installation, LogEntry, LogFiles, ShardId, Shipment, Term};
 use beamlog_router::replica::{ReplicaEntry, ReplicaError, ReplicaState};
 use futures_util::future::BoxFuture;
 
@@ -55,9 +55,18 @@ pub(crate) trait Shard: Send + Sync + 'static {
 
     fn step_down(&self);
 
+    /// Ends the doubt about the end of the log: with the entry that stands there, or by cutting it.
+    fn settle_tail(&self, entry: Option<LogEntry>) -> BoxFuture<'static, Result<(), ShardError>>;
+
     fn refused(&self, proposal: u64);
 
     fn confirmed(&self, question: u64, leads: bool);
+
+    /// The files of the log as they are when everything in it is committed, for a peer.
+    fn ship(&self) -> BoxFuture<'static, Result<Shipment, ShardError>>;
+
+    /// Begins to gather a copy of another node's files, or goes on with it.
+    fn begin_install(&self, list: LogFiles) -> BoxFuture<'static, Result<Installation, ShardError>>;
 
     /// Puts a copy of another node's state, which was fetched and lies ready, in the place of this one. `done`
     /// is its last entry, all of it committed.
@@ -65,9 +74,10 @@ pub(crate) trait Shard: Send + Sync + 'static {
 }
 
 /// A copy of another node's state that lies ready.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Debug, Default)]
 pub(crate) struct Staged {
-    /// Its last committed entry.
+    /// Its last entry; all of them are committed.
     pub(crate) last: EntryId,
-    pub(crate) files: Vec<String>,
+    /// Verified. None in the name of a state that is still to be fetched.
+    pub(crate) installation: Option<Box<Installation>>,
 }

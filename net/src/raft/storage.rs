@@ -97,7 +97,8 @@ impl Storage {
         self.inner.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn current_vote(&self) -> Option<Vote> {
+    /// The vote that is on the disk.
+    pub(crate) fn vote(&self) -> Option<Vote> {
         *self.inner.vote.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -300,7 +301,7 @@ impl RaftLogReader<Types> for Storage {
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
-        Ok(self.current_vote())
+        Ok(self.vote())
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {

@@ -24,8 +24,10 @@ const INDEX_MAX: u64 = 1 << 62;
 const TEXT_MAX: usize = 1024;
 /// Bytes of files in one answer.
 pub const CHUNK_BYTES_MAX: usize = 4 << 20;
-/// Files in one list.
-pub const FILES_MAX: usize = 65_536;
+/// Bytes of a list of files.
+const LIST_MAX: usize = 3 << 20;
+/// Bytes of a membership.
+const MEMBERSHIP_MAX: usize = 64 << 10;
 
 /// Whom a node votes for, or follows.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -59,6 +61,10 @@ pub enum Request {
         vote: WireVote,
         state: CopyOf,
     },
+    /// What stands at an index: a node whose log ends in doubt asks (DR5).
+    Have {
+        index: Index,
+    },
     /// What files hold the state.
     Files,
     /// Bytes of one of them.
@@ -90,12 +96,35 @@ pub struct Append {
 /// An answer.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Answer {
-    Vote { vote: WireVote, last: EntryId, granted: bool },
-    Append { outcome: Outcome, durable: EntryId },
+    Vote {
+        vote: WireVote,
+        last: EntryId,
+        granted: bool,
+    },
+    Append {
+        outcome: Outcome,
+        durable: EntryId,
+    },
     Transfer(Result<(), TransferRefused>),
     Offer(OfferState),
-    Files(Vec<FileOf>),
+    /// The list as the log encodes it, and the membership that governs its last entry.
+    Files {
+        membership_id: EntryId,
+        membership: Bytes,
+        list: Bytes,
+    },
     Chunk(Bytes),
+    Have(Have),
+}
+
+/// What a node says of an index.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Have {
+    /// Its log ends before, and that is certain.
+    Never,
+    Entry(LogEntry),
+    /// It cannot say, or not any more.
+    Unknown,
 }
 
 /// What became of an append.
@@ -125,14 +154,6 @@ pub enum OfferState {
     HigherVote(WireVote),
 }
 
-/// One file of a state.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct FileOf {
-    pub name: String,
-    pub bytes: u64,
-    pub hash: u64,
-}
-
 /// Why bytes are not a request or an answer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum WireError {
@@ -159,6 +180,7 @@ const TRANSFER: u8 = 4;
 const OFFER: u8 = 5;
 const FILES: u8 = 6;
 const CHUNK: u8 = 7;
+const HAVE: u8 = 8;
 
 impl Request {
     #[must_use]
@@ -189,10 +211,7 @@ impl Request {
                 }
                 put_count(&mut out, append.entries.len());
                 for entry in &append.entries {
-                    put_id(&mut out, entry.id);
-                    out.put_u64_le(entry.timestamp.0);
-                    out.put_u32_le(entry.records);
-                    put_bytes(&mut out, &entry.body);
+                    put_entry(&mut out, entry);
                 }
             }
             Self::Transfer { from, to, last } => {
@@ -207,6 +226,10 @@ impl Request {
                 put_id(&mut out, state.last);
             }
             Self::Files => head(FILES),
+            Self::Have { index } => {
+                head(HAVE);
+                out.put_u64_le(index.0);
+            }
             Self::Chunk { file, offset, bytes } => {
                 head(CHUNK);
                 put_bytes(&mut out, file.as_bytes());
@@ -252,6 +275,10 @@ impl Request {
                 Self::Offer { vote, state: CopyOf { last } }
             }
             FILES => Self::Files,
+            HAVE => match bytes.u64()? {
+                index @ 1..=INDEX_MAX => Self::Have { index: Index(index) },
+                _ => return Err(WireError::Bounds("an index")),
+            },
             CHUNK => {
                 let file = bytes.text(TEXT_MAX)?;
                 let offset = bytes.u64()?;
@@ -282,14 +309,12 @@ fn append(bytes: &mut Input) -> Result<Append, WireError> {
     let mut entries = Vec::new();
     let mut before = previous;
     for _ in 0..bytes.count(ENTRIES_MAX)? {
-        let id = bytes.id()?;
+        let entry = bytes.entry()?;
+        let id = entry.id;
         if id.index != before.index.next() || id.term < before.term || id.term.0 > vote.term {
             return Err(WireError::Order);
         }
-        let timestamp = Timestamp(bytes.u64()?);
-        let records = bytes.u32()?;
-        let body = bytes.bytes(usize::MAX)?;
-        entries.push(LogEntry { id, timestamp, records, body });
+        entries.push(entry);
         before = id;
     }
     Ok(Append { vote, previous, commit, held, entries })
@@ -365,18 +390,26 @@ impl Answer {
                     }
                 }
             }
-            Self::Files(files) => {
+            Self::Files { membership_id, membership, list } => {
                 head(FILES);
-                put_count(&mut out, files.len());
-                for file in files {
-                    put_bytes(&mut out, file.name.as_bytes());
-                    out.put_u64_le(file.bytes);
-                    out.put_u64_le(file.hash);
-                }
+                put_id(&mut out, *membership_id);
+                put_bytes(&mut out, membership);
+                put_bytes(&mut out, list);
             }
             Self::Chunk(bytes) => {
                 head(CHUNK);
                 put_bytes(&mut out, bytes);
+            }
+            Self::Have(have) => {
+                head(HAVE);
+                match have {
+                    Have::Never => out.put_u8(0),
+                    Have::Entry(entry) => {
+                        out.put_u8(1);
+                        put_entry(&mut out, entry);
+                    }
+                    Have::Unknown => out.put_u8(2),
+                }
             }
         }
         out.freeze()
@@ -413,18 +446,21 @@ impl Answer {
                 3 => OfferState::HigherVote(bytes.vote()?),
                 _ => return Err(WireError::Bounds("an outcome")),
             }),
-            FILES => {
-                let mut files = Vec::new();
-                for _ in 0..bytes.count(FILES_MAX)? {
-                    files.push(FileOf {
-                        name: bytes.text(TEXT_MAX)?,
-                        bytes: bytes.u64()?,
-                        hash: bytes.u64()?,
-                    });
-                }
-                Self::Files(files)
-            }
+            FILES => Self::Files {
+                membership_id: bytes.id()?,
+                membership: bytes.bytes(MEMBERSHIP_MAX)?,
+                list: bytes.bytes(LIST_MAX)?,
+            },
             CHUNK => Self::Chunk(bytes.bytes(CHUNK_BYTES_MAX)?),
+            HAVE => Self::Have(match bytes.u8()? {
+                0 => Have::Never,
+                1 => match bytes.entry()? {
+                    entry if entry.id.index.0 == 0 => return Err(WireError::Bounds("an index")),
+                    entry => Have::Entry(entry),
+                },
+                2 => Have::Unknown,
+                _ => return Err(WireError::Bounds("an outcome")),
+            }),
             kind => return Err(WireError::Kind(kind)),
         };
         bytes.end()?;
@@ -446,6 +482,13 @@ fn put_vote(out: &mut BytesMut, vote: WireVote) {
 fn put_id(out: &mut BytesMut, id: EntryId) {
     out.put_u64_le(id.index.0);
     out.put_u64_le(id.term.0);
+}
+
+fn put_entry(out: &mut BytesMut, entry: &LogEntry) {
+    put_id(out, entry.id);
+    out.put_u64_le(entry.timestamp.0);
+    out.put_u32_le(entry.records);
+    put_bytes(out, &entry.body);
 }
 
 fn put_count(out: &mut BytesMut, count: usize) {
@@ -522,6 +565,15 @@ impl Input {
             return Err(WireError::Bounds("an entry's id"));
         }
         Ok(EntryId { index: Index(index), term: Term(term) })
+    }
+
+    fn entry(&mut self) -> Result<LogEntry, WireError> {
+        let id = self.id()?;
+        let timestamp = Timestamp(self.u64()?);
+        let records = self.u32()?;
+        // Bounded by what is there.
+        let body = self.bytes(usize::MAX)?;
+        Ok(LogEntry { id, timestamp, records, body })
     }
 
     fn end(&self) -> Result<(), WireError> {

@@ -143,6 +143,14 @@ pub async fn timeout<T>(limit: Duration, future: impl Future<Output = T> + Send)
     Timeout { sleep: sleep(limit), future: pin!(future) }.await
 }
 
+/// Does what blocks where it holds up nobody: on a thread of its own, or at once in a simulator.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, TaskGone> {
+    if executor().is_some() {
+        return Ok(work());
+    }
+    tokio::task::spawn_blocking(work).await.map_err(|_panicked| TaskGone)
+}
+
 /// A number by chance.
 #[must_use]
 pub fn random() -> u64 {

@@ -75,22 +75,49 @@ impl World {
 
     /// As many voters, with a leader and the stream `ORDERS`.
     pub(super) async fn formed(count: usize) -> Self {
+        let world = Self::voters(count).await;
+        world.make_stream().await;
+        world
+    }
+
+    /// The same with a stream that keeps few messages.
+    pub(super) async fn formed_with_short_stream(count: usize, messages: u64) -> Self {
+        let world = Self::voters(count).await;
+        world.make_short_stream(messages).await;
+        world
+    }
+
+    async fn voters(count: usize) -> Self {
         let world = Self::new(count).await;
         world.leader().await;
         for at in 1..count {
             world.add(at).await.unwrap();
         }
-        world.make_stream().await;
         world
     }
 
     pub(super) async fn make_stream(&self) {
+        self.make(orders()).await;
+    }
+
+    /// A stream that keeps so many messages.
+    pub(super) async fn make_short_stream(&self, messages: u64) {
+        self.make(StreamConfig { max_messages: Some(messages), ..orders() }).await;
+    }
+
+    async fn make(&self, config: StreamConfig) {
         let leader = self.leader().await;
-        let made = self.router(leader).request(Request::CreateStream(Box::new(orders()))).unwrap();
+        let made = self.router(leader).request(Request::CreateStream(Box::new(config))).unwrap();
         tokio::time::timeout(LONG, made.into_future()).await.unwrap().unwrap();
     }
 
     pub(super) async fn start(&mut self, at: usize, first: bool) {
+        let live = self.begin(at, first).await;
+        self.nodes[at].live = Some(live);
+    }
+
+    /// A node that runs, to be put in its place.
+    pub(super) async fn begin(&self, at: usize, first: bool) -> Live {
         let seat = Seat::new();
         let (router, replica) = Router::open_replicated(
             Path::new("/data"),
@@ -113,7 +140,7 @@ impl World {
         })
         .await
         .unwrap();
-        self.nodes[at].live = Some(Live { router, cluster });
+        Live { router, cluster }
     }
 
     pub(super) fn router(&self, at: usize) -> &Router {
@@ -126,6 +153,15 @@ impl World {
 
     pub(super) fn id(&self, at: usize) -> PeerId {
         self.cluster(at).me()
+    }
+
+    /// Whether a copy took the place of its log at some time.
+    pub(super) fn copied(&self, at: usize) -> bool {
+        self.nodes[at]
+            .disk
+            .files()
+            .keys()
+            .any(|path| path.components().any(|part| part.as_os_str() == "replaced"))
     }
 
     pub(super) fn is_up(&self, at: usize) -> bool {

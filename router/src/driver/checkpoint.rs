@@ -74,6 +74,16 @@ impl Checkpoints {
         }
     }
 
+    /// The state is another one now. What is there is of the old one; the next start sees that it does not go
+    /// with the log, and begins anew.
+    pub(super) fn give_up(&mut self) {
+        if let Some(store) = self.store.take()
+            && let Err(error) = store.close()
+        {
+            tracing::warn!(err = %error, "closing the checkpoint store");
+        }
+    }
+
     pub(super) fn close(self) {
         if let Some(store) = self.store
             && let Err(error) = store.close()

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use beamlog_log::{EntryId, Index, LogEntry, Term};
+use beamlog_log::{EntryId, Index, Installation, LogEntry, LogFiles, Shipment, Term};
 
 use super::{Done, ReplicaEntry, ReplicaError, ReplicaState};
 
@@ -18,6 +18,9 @@ pub(crate) enum ReplicaCommand {
     Refused { proposal: u64 },
     Confirmed { id: u64, leads: bool },
     SettleTail { entry: Option<Box<LogEntry>>, done: Done<Result<(), ReplicaError>> },
+    Ship { done: Done<Result<Shipment, ReplicaError>> },
+    BeginInstall { list: LogFiles, done: Done<Result<Installation, ReplicaError>> },
+    Install { installation: Box<Installation>, done: Done<Result<EntryId, ReplicaError>> },
     State { done: Done<ReplicaState> },
     SaveVote { bytes: Vec<u8>, done: Done<Result<(), ReplicaError>> },
 }
@@ -35,6 +38,9 @@ impl ReplicaCommand {
             }
             Self::Read { done, .. } => done(Err(error.clone())),
             Self::Committed { done, .. } => done(Err(error.clone())),
+            Self::Ship { done } => done(Err(error.clone())),
+            Self::BeginInstall { done, .. } => done(Err(error.clone())),
+            Self::Install { done, .. } => done(Err(error.clone())),
             // Whoever waits for a state sees its sender go.
             Self::State { done } => drop(done),
             Self::BecomeLeader { .. } | Self::StepDown | Self::Refused { .. } | Self::Confirmed { .. } => {}

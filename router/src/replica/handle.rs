@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use beamlog_log::{EntryId, Index, LogEntry, Term};
+use beamlog_log::{EntryId, Index, Installation, LogEntry, LogFiles, Shipment, Term};
 
 use super::{Done, ReplicaCommand, ReplicaEntry, ReplicaError, ReplicaState};
 use crate::router::Shared;
@@ -92,6 +92,22 @@ impl Replica {
     /// the others declared that nobody counted on it (DR5). `done` at once when there is no doubt.
     pub fn settle_tail(&self, entry: Option<LogEntry>, done: Done<Result<(), ReplicaError>>) {
         self.send(ReplicaCommand::SettleTail { entry: entry.map(Box::new), done });
+    }
+
+    /// The files of the log at a moment when everything in it is committed, for a node that is far behind.
+    pub fn ship(&self, done: Done<Result<Shipment, ReplicaError>>) {
+        self.send(ReplicaCommand::Ship { done });
+    }
+
+    /// Begins to gather another node's files, or goes on with it.
+    pub fn begin_install(&self, list: LogFiles, done: Done<Result<Installation, ReplicaError>>) {
+        self.send(ReplicaCommand::BeginInstall { list, done });
+    }
+
+    /// Puts a gathered and verified copy in the place of the log, and its state in the place of this one. Ends a
+    /// leadership. `done` gets the last entry of the copy, all of which is committed.
+    pub fn install(&self, installation: Box<Installation>, done: Done<Result<EntryId, ReplicaError>>) {
+        self.send(ReplicaCommand::Install { installation, done });
     }
 
     /// Where log and state stand, after all commands before this one.

@@ -7,7 +7,8 @@ use std::{
 };
 
 use beamlog_log::{
-    EntryId, Index, Log, LogEntry, LogOptions, ShardId, SimDisk, Tail, Term, Timestamp, VoteFile,
+    EntryId, Index, Installation, Log, LogEntry, LogFiles, LogOptions, ShardId, Shipment, SimDisk, Tail,
+    Term, Timestamp, VoteFile,
 };
 use beamlog_router::replica::{ReplicaEntry, Role};
 use futures_util::future::{BoxFuture, ready};
@@ -144,9 +145,21 @@ impl Shard for DirectShard {
 
     fn step_down(&self) {}
 
+    fn settle_tail(&self, _entry: Option<LogEntry>) -> BoxFuture<'static, Result<(), ShardError>> {
+        now(Ok(()))
+    }
+
     fn refused(&self, _proposal: u64) {}
 
     fn confirmed(&self, _question: u64, _leads: bool) {}
+
+    fn ship(&self) -> BoxFuture<'static, Result<Shipment, ShardError>> {
+        now(self.lock().log.ship().map_err(other))
+    }
+
+    fn begin_install(&self, _list: LogFiles) -> BoxFuture<'static, Result<Installation, ShardError>> {
+        now(Err(other("the suite fetches nothing")))
+    }
 
     fn install(&self, staged: Staged) -> BoxFuture<'static, Result<EntryId, ShardError>> {
         now(Ok(staged.last))

@@ -169,6 +169,7 @@ impl Driver {
             }
             self.promote_if_ready();
             self.roll_if_needed();
+            self.ship_if_decided();
         }
         Ok(self.replica().applied)
     }
@@ -294,6 +295,9 @@ impl Driver {
             | Command::Refused { .. }
             | Command::Confirmed { .. }
             | Command::SettleTail { .. }
+            | Command::Ship { .. }
+            | Command::BeginInstall { .. }
+            | Command::Install { .. }
             | Command::State { .. } => false,
         })?;
         lane.remove(at)

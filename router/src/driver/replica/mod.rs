@@ -8,9 +8,10 @@
 //! * A state is folded from committed entries only; a leader's engine is the one exception, and it is thrown
 //!   away with its leadership.
 //!
-//! * `follow`: appending, folding, rolling, reading. * `lead`: proposals, commits, reads that must be true now.
+//! * `copy`: files to and from other nodes. `follow`: appending, folding, rolling, reading. * `lead`: proposals, commits, reads that must be true now.
 //! * `roles`: how one becomes the other.
 
+mod copy;
 mod follow;
 mod lead;
 mod roles;
@@ -19,13 +20,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use beamlog_log::{Damage, EntryId, Index, LogEntry, StreamId, Tail, Term, Timestamp, VoteFile};
+use beamlog_log::{Damage, EntryId, Index, LogEntry, Shipment, StreamId, Tail, Term, Timestamp, VoteFile};
 use bytes::Bytes;
 
 use crate::driver::Driver;
 use crate::driver::release::Held;
 use crate::engine::{EngineLimits, Recovering};
-use crate::replica::{Lane, ReplicaCommand, ReplicaError, ReplicaState, Replicator, Role};
+use crate::replica::{Done, Lane, ReplicaCommand, ReplicaError, ReplicaState, Replicator, Role};
 use crate::stats::Health;
 
 /// Bytes of entries that wait in memory for their commit. What does not fit is read from the log.
@@ -44,6 +45,8 @@ pub(super) struct Replicated {
     /// The last entry that is in the state.
     pub(super) applied: EntryId,
     unapplied: Unapplied,
+    /// Who waits for the files of a moment when everything is committed.
+    ships: Vec<Done<Result<Shipment, ReplicaError>>>,
     flight: Option<Flight>,
     next_proposal: u64,
     reads: Reads,
@@ -151,6 +154,7 @@ impl Replicated {
             deferred: None,
             applied,
             unapplied: Unapplied::default(),
+            ships: Vec::new(),
             flight: None,
             next_proposal: 1,
             reads: Reads::default(),
@@ -282,6 +286,18 @@ impl Driver {
                 let settled = self.settle_tail(entry.as_deref());
                 done(settled);
             }
+            ReplicaCommand::Ship { done } => {
+                self.replica().ships.push(done);
+                self.ship_if_decided();
+            }
+            ReplicaCommand::BeginInstall { list, done } => {
+                let begun = self.begin_install(list);
+                done(begun);
+            }
+            ReplicaCommand::Install { installation, done } => {
+                let installed = self.install(*installation);
+                done(installed);
+            }
             ReplicaCommand::State { done } => done(self.replica_state()),
             ReplicaCommand::SaveVote { bytes, done } => {
                 let saved = self.save_vote(bytes);
@@ -372,6 +388,9 @@ impl Driver {
     pub(super) fn refuse_lane(&mut self) {
         for command in std::mem::take(&mut self.replica().lane) {
             command.refuse(&ReplicaError::Closed);
+        }
+        for done in std::mem::take(&mut self.replica().ships) {
+            done(Err(ReplicaError::Closed));
         }
     }
 }
