@@ -46,7 +46,6 @@ pub(crate) struct CopyLimits {
 }
 
 impl Copies {
-    #[expect(clippy::too_many_arguments, reason = "the parts of a cluster, put together in one place")]
     pub(crate) fn new(
         raft: Raft,
         shard: Arc<dyn Shard>,
