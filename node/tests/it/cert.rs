@@ -88,7 +88,7 @@ fn nothing_is_replaced_by_mistake_and_mistakes_are_told() {
     refused("node n2 --ca nowhere --out n2", "1", "nowhere");
     refused("ca ca", "2", "--cluster");
     refused("node n2 --ca ca --out n2 --days 0", "2", "--days");
-    refused("revoke ca", "2", "--serial");
+    refused("revoke ca", "2", "--name");
     refused("revoke ca --serial xyz", "2", "hexadecimal");
     refused("revoke n1 --name n2", "1", "ca.pem");
     refused("show .", "1", "no certificates");
