@@ -309,3 +309,70 @@ fn files_that_are_read_by_others_stay_until_they_were_read() {
     let path: &Path = &directory().join(&names[0]);
     assert!(source.disk.open(path, OpenMode::Read).is_err());
 }
+
+/// On the system's disk, with frames large enough to go past its page cache.
+#[test]
+fn entries_are_cut_and_a_copy_is_made_on_the_systems_disk() {
+    use beamlog_log::{
+        EntryId, Journal, Log, LogEntry, MessageRef, Sequence, StdDisk, StreamId, Term, Timestamp,
+    };
+
+    let disk: Arc<dyn Disk> = Arc::new(StdDisk);
+    let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let options = LogOptions {
+        segment_bytes: 8 << 20,
+        frame_bytes_max: 2 << 20,
+        ballast_bytes: 0,
+        ..LogOptions::default()
+    };
+    let open = |path: &Path| Log::open(Arc::clone(&disk), path, SHARD, options.clone()).unwrap().log;
+    let mut log = open(one.path());
+    let mut entries: Vec<LogEntry> = Vec::new();
+    for index in 1..=14 {
+        // As in a segment of messages of all sizes.
+        for (number, len) in [10, 900, 700_000].into_iter().enumerate() {
+            log.push_message(&MessageRef {
+                stream: StreamId(1),
+                sequence: Sequence(index * 3 - 2 + number as u64),
+                timestamp: Timestamp(index),
+                subject: b"large",
+                headers: b"",
+                payload: &vec![u8::try_from(index).unwrap(); len],
+            });
+        }
+        let (records, body) = log.pending_body().unwrap();
+        let id = EntryId { index: Index(index), term: Term(1) };
+        entries.push(LogEntry { id, timestamp: log.pending_time(), records, body });
+        log.write_at(id).unwrap();
+        log.sync().unwrap();
+        if index == 6 {
+            log.roll(&mut [b"state".to_vec()].into_iter()).unwrap();
+        }
+    }
+    log.truncate_after(Index(11)).unwrap();
+    entries.truncate(11);
+    let check = |log: &mut Log, entries: &[LogEntry]| {
+        assert_eq!(log.last_id(), entries.last().unwrap().id);
+        assert_eq!(log.entries(Index(1), Index(99), usize::MAX).unwrap(), entries);
+        let last = Sequence(entries.len() as u64 * 3);
+        assert!(matches!(log.read(StreamId(1), last), beamlog_log::Read::Found(_)));
+        assert_eq!(log.read(StreamId(1), last.next()), beamlog_log::Read::Absent);
+    };
+    check(&mut log, &entries);
+    drop(log);
+    let mut log = open(one.path());
+    check(&mut log, &entries);
+    let shipment = log.ship().unwrap();
+    let present = open(other.path());
+    let mut installation = Installation::begin(&disk, other.path(), SHARD, shipment.files().clone()).unwrap();
+    fetch(&mut installation, &shipment, 1 << 20).unwrap();
+    installation.exchange(present).unwrap();
+    check(&mut open(other.path()), &entries);
+    // And again, with what is there.
+    let present = open(other.path());
+    let mut installation = Installation::begin(&disk, other.path(), SHARD, shipment.files().clone()).unwrap();
+    assert!(installation.missing_bytes() < shipment.files().total_bytes());
+    fetch(&mut installation, &shipment, 1 << 20).unwrap();
+    installation.exchange(present).unwrap();
+    check(&mut open(other.path()), &entries);
+}
