@@ -7,9 +7,17 @@ use beamlog_net::cluster::{Change, Standing};
 
 use crate::world::{Node, World, until};
 
-/// Publishes until segments were left behind; what is still there.
+/// The oldest segment of each node that runs.
+fn oldest_segments(world: &World) -> Vec<Option<PathBuf>> {
+    let is_segment = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "seg");
+    let oldest = |node: &Node| node.disk.files().into_keys().find(is_segment);
+    world.nodes.iter().filter(|node| node.live.is_some()).map(oldest).collect()
+}
+
+/// Publishes until segments were left behind, and removed by every node that runs; what is still there.
 async fn long_history(world: &World) -> BTreeMap<u64, String> {
     let mut stored = BTreeMap::new();
+    let before = oldest_segments(world);
     for n in 0..300 {
         let payload = format!("{n:0>2000}");
         stored.insert(world.publish(&payload).await, payload);
@@ -17,6 +25,11 @@ async fn long_history(world: &World) -> BTreeMap<u64, String> {
     while stored.len() > 10 {
         stored.pop_first();
     }
+    until("the oldest segments are gone", || {
+        let now = oldest_segments(world);
+        now.iter().zip(&before).all(|(now, before)| now != before).then_some(())
+    })
+    .await;
     stored
 }
 
