@@ -426,6 +426,10 @@ fn remove(interest: &Interest, keys: &[SubscriptionKey]) {
 }
 
 impl Subscriber for Connection {
+    fn origin(&self) -> u64 {
+        self.id
+    }
+
     fn offer(&self, subscription: u64, message: &Envelope<'_>) -> Offered {
         let mut guard = self.lock();
         let state = &mut *guard;

@@ -58,6 +58,10 @@ impl Target {
     pub(super) const fn is_local(&self) -> bool {
         self.weight == 0
     }
+
+    pub(super) const fn entry(&self) -> u64 {
+        self.entry
+    }
 }
 
 struct Group {
@@ -478,6 +482,17 @@ impl Index {
         if self.open_filters.load(Ordering::Acquire) > 0 {
             read(&self.open).collect(Some(raw), into);
         }
+    }
+
+    /// Shows the subscriptions of this node with this very filter, and their queue groups.
+    pub(super) fn each_exact(&self, filter: &[u8], each: &mut dyn FnMut(Option<&Bytes>, &Target)) {
+        self.change(filter, &mut |leaf| {
+            leaf.plain.iter().filter(|target| target.is_local()).for_each(|target| each(None, target));
+            for group in &leaf.groups {
+                let local = group.members.iter().filter(|target| target.is_local());
+                local.for_each(|target| each(Some(&group.name), target));
+            }
+        });
     }
 
     /// Whether a subscription (of this group, when one is named) matches the subject.

@@ -4,10 +4,12 @@
 //! * `index`: the tables. Literal filters in sharded maps, wildcard filters in sharded tries; a
 //!   subscription touches one shard, so thousands of short connections cost each other nothing.
 //! * `route`: a caller's [`RouteCache`] and the way of one message to its receivers.
+//! * `members`: the subscriptions of one subject, for who chooses among them itself.
 //! * `watch`: telling the driver when somebody starts or stops to listen on a deliver subject.
 //! * `mesh`: telling the other nodes of a cluster what this one wants.
 
 mod index;
+mod members;
 mod mesh;
 mod route;
 #[cfg(test)]
@@ -18,6 +20,7 @@ use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, OnceLock};
 
 pub use index::SubscriptionKey;
+pub use members::{Member, OnMembers};
 pub use mesh::{OnInterest, PeerTarget};
 pub use route::{RouteCache, Routed};
 
@@ -64,6 +67,11 @@ pub trait Subscriber: Send + Sync {
 
     /// The sender's batch ends here: write out what was taken.
     fn flush(&self);
+
+    /// The connection whose subscriptions these are: the `origin` of what it sends. 0 is none.
+    fn origin(&self) -> u64 {
+        0
+    }
 }
 
 /// Whose subscription it is.
@@ -94,6 +102,7 @@ pub struct Interest {
     index: index::Index,
     watched: watch::Watched,
     mesh: mesh::Mesh,
+    observed: members::Observed,
     /// Where the next cache begins to draw members of queue groups.
     draws: AtomicU32,
     flusher: OnceLock<FlushSoon>,
@@ -118,6 +127,7 @@ impl Interest {
             index: index::Index::new(),
             watched: watch::Watched::default(),
             mesh: mesh::Mesh::default(),
+            observed: members::Observed::default(),
             draws: AtomicU32::new(0),
             flusher: OnceLock::new(),
         }
@@ -174,6 +184,7 @@ impl Interest {
         let key = self.index.insert(filter, queue, subscriber, id, weight);
         self.watched.changed(&self.index, filter);
         self.mesh.changed(&self.index, filter, queue.unwrap_or_default());
+        self.observed.changed(filter);
         Ok(key)
     }
 
@@ -182,6 +193,7 @@ impl Interest {
         self.index.remove(key);
         self.watched.changed(&self.index, key.filter());
         self.mesh.changed(&self.index, key.filter(), key.queue().unwrap_or_default());
+        self.observed.changed(key.filter());
     }
 
     /// Whether anybody, alone or in a queue group, is subscribed to this subject.
