@@ -29,6 +29,7 @@ macro_rules! targets {
 targets! {
     api_request,
     client_lines,
+    decide_request,
     envelope,
     frame,
     headers,
@@ -40,8 +41,11 @@ targets! {
     mesh_frame,
     peer_frames,
     peer_hello,
+    policy_document,
     raft_rpc,
     segment_open,
     subject_filter,
+    task_events,
     vote_file,
+    worker_messages,
 }

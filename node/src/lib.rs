@@ -9,8 +9,10 @@ pub mod config;
 mod links;
 pub mod logging;
 mod node;
+mod tasks;
 
 pub use cluster::{ClusterError, ClusterOptions};
 pub use config::NodeOptions;
 pub use links::ChangeError as LinkChangeError;
 pub use node::{Node, StartError};
+pub use tasks::TasksError;

@@ -23,6 +23,7 @@ use crate::admin::{Admin, Monitor};
 use crate::cluster::{self, ClusterApi, ClusterError, NodeCluster};
 use crate::config::{Authentication, NodeOptions};
 use crate::links::{ChangeError, NodeLinks};
+use crate::tasks::{Tasks, TasksError};
 
 /// How often a node looks whether its log still works. A failed log has already stopped acking: this
 /// only bounds how long the process outlives it.
@@ -37,6 +38,8 @@ pub enum StartError {
     Store { path: PathBuf, source: OpenError },
     #[error(transparent)]
     Endpoint(#[from] beamlog_nats::StartError),
+    #[error("tasks")]
+    Tasks(#[from] TasksError),
     #[error("listening for admin requests on {address}")]
     Admin { address: SocketAddr, source: io::Error },
     #[error("starting the links")]
@@ -66,6 +69,19 @@ impl StartError {
             Self::Store { source, .. } => store_remedy(source),
             Self::Cluster(error) => error.remedy(),
             Self::Links(_) => "correct the link, or links.toml in the data directory",
+            Self::Tasks(TasksError::Listen { source, .. }) => by_port(source),
+            Self::Tasks(
+                TasksError::Unreadable { .. }
+                | TasksError::Malformed { .. }
+                | TasksError::TooMany { .. }
+                | TasksError::TooLarge { .. },
+            ) => "correct the folder of --tasks-policies",
+            Self::Tasks(TasksError::Start(beamlog_tasks::service::StartError::Policy { .. })) => {
+                "correct the policy"
+            }
+            Self::Tasks(TasksError::Start(_)) => {
+                "look at the stream BEAMLINE; without --tasks the node starts"
+            }
         }
     }
 }
@@ -112,6 +128,7 @@ pub struct Node {
     /// Of a cluster, if it is in one.
     member: Option<NodeCluster>,
     monitor: Arc<Monitor>,
+    tasks: Option<Tasks>,
     drain_timeout: Duration,
 }
 
@@ -135,6 +152,14 @@ impl Node {
         let prepared = options.cluster.as_ref().map(cluster::prepare).transpose().map_err(of_cluster)?;
         let (router, replica) =
             open_store(&options, prepared.as_ref().map(|prepared| prepared.seat.replicator())).await?;
+        // Before clients: what they ask is answered by somebody who knows what was promised before.
+        let tasks = match &options.tasks {
+            None => None,
+            Some(tasks) => match Tasks::start(&router, tasks, &options).await {
+                Ok(tasks) => Some(tasks),
+                Err(error) => return Err(close_after(router, error.into()).await),
+            },
+        };
         let server_name = options.server_name.clone().unwrap_or_else(|| default_name(&router));
         let interest = Arc::clone(router.interest());
         let api = Api::new(router.clone(), server_name.clone());
@@ -151,16 +176,21 @@ impl Node {
         let server_options = server_options(&options, server_name, tls);
         let server = match Server::start(interest, Some(jetstream), server_options).await {
             Ok(server) => Arc::new(server),
-            Err(error) => return Err(close_after(router, error.into()).await),
+            Err(error) => {
+                stop_tasks(tasks).await;
+                return Err(close_after(router, error.into()).await);
+            }
         };
         // After the endpoint, so that nothing that a link brings comes before clients can be there for it.
         let links = match NodeLinks::start(router.clone(), &options) {
             Ok(links) => Arc::new(links),
             Err(error) => {
                 drop(server);
+                stop_tasks(tasks).await;
                 return Err(close_after(router, StartError::Links(error)).await);
             }
         };
+        let service = tasks.as_ref().map(|tasks| Arc::clone(tasks.service()));
         let monitor = Arc::new(Monitor::new(
             router.clone(),
             Arc::clone(&server),
@@ -169,6 +199,7 @@ impl Node {
             member.clone(),
             options.clone(),
             started,
+            service,
         ));
         let admin = match options.admin {
             None => None,
@@ -178,18 +209,20 @@ impl Node {
                     drop(monitor);
                     drop(links);
                     drop(server);
+                    stop_tasks(tasks).await;
                     return Err(close_after(router, StartError::Admin { address, source }).await);
                 }
             },
         };
-        let node =
-            Self { router, server, admin, links, member, monitor, drain_timeout: options.drain_timeout };
+        let drain_timeout = options.drain_timeout;
+        let node = Self { router, server, admin, links, member, monitor, tasks, drain_timeout };
         info!(
             version = env!("CARGO_PKG_VERSION"),
             server_name = node.server.server_name(),
             listen = %node.listen_address(),
             admin = node.admin_address().map(|address| address.to_string()),
             data_dir = %options.data_dir.display(),
+            tasks = node.tasks.is_some(),
             "ready"
         );
         Ok(node)
@@ -205,6 +238,12 @@ impl Node {
     #[must_use]
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.admin.as_ref().map(Admin::local_addr)
+    }
+
+    /// Where gateways ask for back-pressure, if they may.
+    #[must_use]
+    pub fn backpressure_address(&self) -> Option<SocketAddr> {
+        self.tasks.as_ref().and_then(Tasks::backpressure_address)
     }
 
     /// The router, for a program that publishes and consumes without a socket.
@@ -237,6 +276,8 @@ impl Node {
         self.monitor.set_draining();
         tokio::join!(self.links.drain(self.drain_timeout), self.server.drain(self.drain_timeout));
         drop(self.admin);
+        // Its last words need the log.
+        stop_tasks(self.tasks).await;
         if let Some(member) = &self.member {
             member.stop().await;
         }
@@ -246,6 +287,15 @@ impl Node {
     }
 }
 
+async fn stop_tasks(tasks: Option<Tasks>) {
+    if let Some(tasks) = tasks {
+        tasks.stop().await;
+    }
+}
+
+/// What an event may be longer than the request that it keeps.
+const EVENT_BYTES: usize = 256 << 10;
+
 /// Opens the store: of a node that stands alone, or of a member of a cluster.
 async fn open_store(
     options: &NodeOptions,
@@ -254,8 +304,8 @@ async fn open_store(
     let path = options.data_dir.clone();
     let router_options = RouterOptions {
         log: LogOptions { segment_bytes: options.segment_bytes, ..LogOptions::default() },
-        message_bytes_max: options.payload_bytes_max,
         scrub_period: options.scrub_period,
+        message_bytes_max: options.payload_bytes_max + if options.tasks.is_some() { EVENT_BYTES } else { 0 },
         ..RouterOptions::default()
     };
     let opening = tokio::task::spawn_blocking(move || {

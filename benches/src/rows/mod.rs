@@ -10,6 +10,7 @@ pub mod pubsub;
 pub mod request;
 pub mod restart;
 pub mod start;
+pub mod tasks;
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -96,12 +97,13 @@ pub fn run(row: u8, plan: &Plan) -> Result<Vec<Comparison>, RowError> {
         10 => restart::row_10(plan),
         11 => start::row_11(plan),
         12 => link::row_12(plan),
-        other => Err(format!("there is no row {other}; there are 1 2 3 4 5 6 9 10 11 12").into()),
+        13 => tasks::row_13(plan),
+        other => Err(format!("there is no row {other}; there are 1 2 3 4 5 6 9 10 11 12 13").into()),
     }
 }
 
 /// The rows there are.
-pub const ROWS: [u8; 10] = [1, 2, 3, 4, 5, 6, 9, 10, 11, 12];
+pub const ROWS: [u8; 11] = [1, 2, 3, 4, 5, 6, 9, 10, 11, 12, 13];
 
 /// Sets CPU per message and peak memory of a server, `before` being what it had used at the start.
 fn set_usage(figures: &mut Figures, server: &Server, before: Usage, messages: u64) {

@@ -11,6 +11,7 @@ use beamlog_nats::ServerStats;
 use beamlog_nats::jetstream::ApiStats;
 use beamlog_nats::link::status::{LinkState, LinkStatus, RuleFigures};
 use beamlog_router::{Health, RouterStats};
+use beamlog_tasks::service::TasksStats;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -30,6 +31,7 @@ struct Figures {
     server: ServerStats,
     api: ApiStats,
     health: Health,
+    tasks: TasksStats,
     draining: bool,
     missing_segments: usize,
     damaged: usize,
@@ -149,6 +151,121 @@ static METRICS: &[Metric] = &[
     gauge("beamlog_nats_subscriptions", "Subscriptions of clients", |f| float(f.server.subscriptions)),
     counter("beamlog_nats_api_requests", "Requests of the JetStream API", |f| float(f.api.requests)),
     counter("beamlog_nats_api_errors", "Of those, answered by an error", |f| float(f.api.errors)),
+    counter("beamlog_tasks_requests", "Requests for decisions", |f| float(f.tasks.counters.requests)),
+    counter("beamlog_tasks_decisions", "Decisions made, of all starts", |f| float(f.tasks.totals.decisions)),
+    counter("beamlog_tasks_refused_invalid", "Requests refused at the door", |f| {
+        float(f.tasks.counters.refused_invalid)
+    }),
+    counter("beamlog_tasks_refused_tenant", "Requests refused for what their tenant may do", |f| {
+        float(f.tasks.counters.refused_tenant)
+    }),
+    counter("beamlog_tasks_refused_policy", "Requests without a usable policy", |f| {
+        float(f.tasks.counters.refused_policy)
+    }),
+    counter("beamlog_tasks_refused_rate", "Requests above a rate limit", |f| {
+        float(f.tasks.counters.refused_rate)
+    }),
+    counter("beamlog_tasks_refused_quota", "Requests above a quota", |f| {
+        float(f.tasks.counters.refused_quota)
+    }),
+    counter("beamlog_tasks_refused_overload", "Requests refused because too much waits", |f| {
+        float(f.tasks.counters.refused_overload)
+    }),
+    counter("beamlog_tasks_refused_full", "Messages that found no room", |f| float(f.tasks.refused_full)),
+    counter("beamlog_tasks_refused_other", "Requests refused by extensions or without a provider", |f| {
+        float(f.tasks.counters.refused_other)
+    }),
+    counter("beamlog_tasks_idempotent_hits", "Requests answered as before", |f| {
+        float(f.tasks.counters.idempotent_hits)
+    }),
+    counter("beamlog_tasks_idempotent_misses", "Requests that were new", |f| {
+        float(f.tasks.counters.idempotent_misses)
+    }),
+    counter("beamlog_tasks_sticky_hits", "Decisions that a session's provider made", |f| {
+        float(f.tasks.counters.sticky_hits)
+    }),
+    counter("beamlog_tasks_sticky_misses", "Decisions of sessions without one", |f| {
+        float(f.tasks.counters.sticky_misses)
+    }),
+    counter("beamlog_tasks_created", "Tasks created, of all starts", |f| float(f.tasks.totals.tasks)),
+    counter("beamlog_tasks_dispatched", "Assignments given to workers, of all starts", |f| {
+        float(f.tasks.totals.dispatched)
+    }),
+    counter("beamlog_tasks_returned", "Assignments taken back, of all starts", |f| {
+        float(f.tasks.totals.returned)
+    }),
+    counter(
+        "beamlog_tasks_failed_attempts",
+        "Executions that failed and were tried again, of all starts",
+        |f| float(f.tasks.totals.failed),
+    ),
+    counter("beamlog_tasks_succeeded", "Tasks that succeeded, of all starts", |f| {
+        float(f.tasks.totals.succeeded)
+    }),
+    counter("beamlog_tasks_ended_badly", "Tasks that ended in an error or a timeout, of all starts", |f| {
+        float(f.tasks.totals.ended_badly)
+    }),
+    counter("beamlog_tasks_cancelled", "Tasks that were cancelled, of all starts", |f| {
+        float(f.tasks.totals.cancelled)
+    }),
+    counter("beamlog_tasks_results", "Results of workers", |f| float(f.tasks.counters.results)),
+    counter("beamlog_tasks_results_duplicate", "Of those, counted before", |f| {
+        float(f.tasks.counters.results_duplicate)
+    }),
+    counter("beamlog_tasks_results_invalid", "Of those, not readable", |f| {
+        float(f.tasks.counters.results_invalid)
+    }),
+    counter("beamlog_tasks_results_tenant_rejected", "Of those, of a tenant that may not", |f| {
+        float(f.tasks.counters.results_tenant_rejected)
+    }),
+    counter("beamlog_tasks_heartbeats", "Heartbeats of workers", |f| float(f.tasks.counters.heartbeats)),
+    counter("beamlog_tasks_ack_waits_over", "Assignments nothing was heard of in time", |f| {
+        float(f.tasks.counters.ack_waits_over)
+    }),
+    counter("beamlog_tasks_workers_lost", "Assignments whose worker went", |f| {
+        float(f.tasks.counters.workers_lost)
+    }),
+    counter("beamlog_tasks_extension_calls", "Requests to extensions", |f| {
+        float(f.tasks.counters.extension_calls)
+    }),
+    counter("beamlog_tasks_extension_failures", "Of those, failed", |f| {
+        float(f.tasks.counters.extension_failures)
+    }),
+    counter("beamlog_tasks_usage", "Usage records, of all starts", |f| float(f.tasks.totals.usage)),
+    counter("beamlog_tasks_cost", "Cost of all tasks, of all starts", |f| f.tasks.totals.cost),
+    counter("beamlog_tasks_run_seconds", "Time that workers took, of all starts", |f| {
+        float(f.tasks.totals.run_millis) / 1e3
+    }),
+    counter("beamlog_tasks_queue_seconds", "Time that tasks waited for a worker, of all starts", |f| {
+        float(f.tasks.totals.queued_millis) / 1e3
+    }),
+    counter("beamlog_tasks_shed", "Tasks given up to make room", |f| float(f.tasks.counters.shed)),
+    counter("beamlog_tasks_blocks", "Tenants blocked for a while", |f| float(f.tasks.counters.blocks)),
+    gauge("beamlog_tasks_queued", "Tasks that wait for a worker", |f| float(f.tasks.queued)),
+    gauge("beamlog_tasks_assigned", "Tasks that a worker has", |f| float(f.tasks.assigned)),
+    gauge("beamlog_tasks_dead_letters", "Dead letters kept", |f| float(f.tasks.dead_letters)),
+    gauge("beamlog_tasks_remembered_decisions", "Decisions kept for the same request", |f| {
+        float(f.tasks.decisions)
+    }),
+    gauge("beamlog_tasks_workers", "Connections with a subscription to assignments", |f| {
+        float(f.tasks.workers)
+    }),
+    gauge("beamlog_tasks_usage_waiting", "Usage records on their way into their stream", |f| {
+        float(f.tasks.usage_waiting)
+    }),
+    gauge("beamlog_tasks_payload_bytes", "Bytes of payloads kept", |f| float(f.tasks.payload_bytes)),
+    gauge("beamlog_tasks_breakers_open", "Circuit breakers that are open", |f| float(f.tasks.breakers_open)),
+    gauge(
+        "beamlog_tasks_decide_p95_seconds",
+        "95 of 100 decisions of the last minute took at most this long",
+        |f| float(f.tasks.counters.latency_p95_micros) / 1e6,
+    ),
+    gauge("beamlog_tasks_backpressure", "0 is none, 1 a warning, 2 active", |f| {
+        float(f.tasks.counters.backpressure)
+    }),
+    gauge("beamlog_tasks_failed", "1 while the log takes no events and nothing is decided", |f| {
+        truth(f.tasks.failed.is_some())
+    }),
     gauge("beamlog_node_draining", "1 while the node is stopping", |f| truth(f.draining)),
     gauge("beamlog_node_uptime_seconds", "Time since the start", |f| f.uptime_seconds),
     gauge("process_resident_memory_bytes", "Memory in use", |f| float(f.resident_bytes)),
@@ -284,6 +401,7 @@ pub(super) async fn metrics(State(monitor): State<Arc<Monitor>>) -> impl IntoRes
         server: monitor.server.stats(),
         api: monitor.api.stats(),
         health: monitor.router.health(),
+        tasks: monitor.tasks.as_ref().map(|tasks| tasks.stats()).unwrap_or_default(),
         draining: monitor.is_draining(),
         missing_segments: recovery.missing.len(),
         damaged: recovery.damaged.len(),

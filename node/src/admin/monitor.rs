@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use beamlog_nats::jetstream::Api;
 use beamlog_nats::{Server, rfc3339};
 use beamlog_router::Router;
+use beamlog_tasks::service::Service;
 
 use crate::cluster::NodeCluster;
 use crate::config::NodeOptions;
@@ -22,6 +23,7 @@ pub(crate) struct Monitor {
     pub(super) cluster: Option<NodeCluster>,
     pub(super) options: NodeOptions,
     pub(super) started: SystemTime,
+    pub(super) tasks: Option<Arc<Service>>,
     draining: AtomicBool,
     requests: Mutex<BTreeMap<&'static str, u64>>,
 }
@@ -35,9 +37,11 @@ impl Monitor {
         cluster: Option<NodeCluster>,
         options: NodeOptions,
         started: SystemTime,
+        tasks: Option<Arc<Service>>,
     ) -> Self {
         let draining = AtomicBool::new(false);
-        Self { router, server, api, links, cluster, options, started, draining, requests: Mutex::default() }
+        let requests = Mutex::default();
+        Self { router, server, api, links, cluster, options, started, tasks, draining, requests }
     }
 
     pub(crate) fn set_draining(&self) {

@@ -15,6 +15,7 @@ use crate::cli::output::Format;
 use crate::cli::serve::ServeArguments;
 use crate::cli::store::StoreCommand;
 use crate::cli::stream::StreamArguments;
+use crate::cli::task::{DlqArguments, PolicyArguments, TaskArguments};
 
 /// A persistent-log message router that NATS and JetStream clients use unchanged.
 #[derive(Debug, Parser)]
@@ -71,6 +72,12 @@ pub(crate) enum Command {
     /// Certificates of a cluster: who is a node.
     #[command(subcommand)]
     Cert(CertCommand),
+    /// Tasks of a node that serves them: what was asked for, who has it, what became of it.
+    Task(TaskArguments),
+    /// Dead letters of tasks: look, replay, purge.
+    Dlq(DlqArguments),
+    /// Policies of tasks: how a provider is chosen.
+    Policy(PolicyArguments),
     /// Look into the store of a node that is not running.
     #[command(subcommand)]
     Store(StoreCommand),

@@ -19,6 +19,7 @@ mod serve;
 mod store;
 mod stream;
 mod subjects;
+mod task;
 
 pub(crate) use exit::err_chain;
 pub use run::run;

@@ -10,7 +10,7 @@ use crate::cli::arguments::{Arguments, Command};
 use crate::cli::exit::{Code, Failure};
 use crate::cli::output::{Output, columns};
 use crate::cli::{
-    bench, cert, cluster, completion, configuration, consumer, kv, link, messages, serve, store, stream,
+    bench, cert, cluster, completion, configuration, consumer, kv, link, messages, serve, store, stream, task,
 };
 
 /// Runs the command line of this process.
@@ -53,6 +53,9 @@ fn execute(arguments: Arguments) -> Result<(), Failure> {
         Command::Link(arguments) => client(link::link(*arguments, output)),
         Command::Cluster(arguments) => client(cluster::cluster(*arguments, output)),
         Command::Cert(command) => cert::cert(command, output),
+        Command::Task(arguments) => client(task::task(arguments, output)),
+        Command::Dlq(arguments) => client(task::dlq(arguments, output)),
+        Command::Policy(arguments) => client(task::policy(arguments, output)),
         Command::Store(command) => store::store(command, output),
         Command::Config(command) => configuration::config(command, output),
         Command::Bench(arguments) => client(bench::bench(arguments, output)),

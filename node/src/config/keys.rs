@@ -184,6 +184,18 @@ keys! {
     /// Nodes through which this one joins its cluster (host:port, with commas between); when absent it begins one.
     #[arg(long, value_name = "HOST:PORT,…")]
     flag cluster_join: String, "text", ANY;
+    /// Decide, assign and meter tasks: the subjects beamline.router.v1.* and caf.exec.* are served.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    flag tasks: bool, "boolean" = "false", ANY;
+    /// Folder of policies, FOLDER/TENANT/POLICY.json, put in place at the start; tenant "_all" is everybody.
+    #[arg(long, value_name = "FOLDER")]
+    flag tasks_policies: PathBuf, "path", ANY;
+    /// Take requests only as the documents say, not as today's programs send them.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    flag tasks_strict: bool, "boolean" = "false", ANY;
+    /// Address where gateways ask whether tasks are overloaded.
+    #[arg(long, value_name = "IP:PORT")]
+    flag tasks_backpressure: SocketAddr, "address", ANY;
     /// How long a stopping node waits for its clients to take what is theirs.
     #[arg(long, value_name = "DURATION")]
     flag drain_timeout: Span, "duration" = "10s", Bounds::Span { min: 0, max: 600_000 };

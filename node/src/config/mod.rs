@@ -11,6 +11,6 @@ mod units;
 
 pub use error::ConfigError;
 pub use keys::{AdminAddress, Bounds, KEYS, Key, LogFormat, LogLevel, NodeConfig, Secret};
-pub use resolve::{Authentication, NodeOptions, TlsFiles};
+pub use resolve::{Authentication, NodeOptions, TasksOptions, TlsFiles};
 pub use sources::{Environment, Layer, Layers, Origin};
 pub use units::{ByteSize, Span, UnitError};

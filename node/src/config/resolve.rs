@@ -31,6 +31,16 @@ pub struct TlsFiles {
     pub client_authorities: Option<PathBuf>,
 }
 
+/// Tasks, where they are served.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct TasksOptions {
+    /// Folder of policies.
+    pub policies: Option<PathBuf>,
+    pub strict: bool,
+    /// Where gateways ask for back-pressure.
+    pub backpressure: Option<SocketAddr>,
+}
+
 /// What a [`crate::Node`] is started with. `NodeOptions::default()` is `beamlog serve` without flags.
 #[derive(Clone, Debug)]
 pub struct NodeOptions {
@@ -55,6 +65,8 @@ pub struct NodeOptions {
     /// `None` stands alone.
     pub cluster: Option<ClusterOptions>,
     pub drain_timeout: Duration,
+    /// `None` serves no tasks.
+    pub tasks: Option<TasksOptions>,
     pub log_format: LogFormat,
     pub log_level: LogLevel,
     /// Links of the configuration; the data directory may have more.
@@ -90,6 +102,7 @@ impl NodeOptions {
             });
         }
         let cluster = cluster(&config, &mut errors);
+        let tasks = tasks(&config, &mut errors);
         let listen = config.listen.expect("has a default");
         let admin = config.admin.expect("has a default").0;
         if !config.insecure.unwrap_or(false) {
@@ -123,6 +136,7 @@ impl NodeOptions {
             scrub_period: span(config.scrub_period),
             cluster,
             drain_timeout: span(config.drain_timeout),
+            tasks,
             log_format: config.log_format.unwrap_or_default(),
             log_level: config.log_level.unwrap_or_default(),
             links,
@@ -147,6 +161,31 @@ fn links(layers: &Layers, errors: &mut Vec<ConfigError>) -> Vec<LinkTable> {
     }
     errors.extend(refused.into_iter().map(Box::new).map(ConfigError::Link));
     links
+}
+
+/// Tasks, if they are served; all of their keys need `tasks`, and a node that stands alone.
+fn tasks(config: &NodeConfig, errors: &mut Vec<ConfigError>) -> Option<TasksOptions> {
+    let mut invalid = |key, problem| errors.push(ConfigError::Invalid { key, problem });
+    if !config.tasks.unwrap_or(false) {
+        for (key, is_said) in [
+            ("tasks_policies", config.tasks_policies.is_some()),
+            ("tasks_strict", config.tasks_strict == Some(true)),
+            ("tasks_backpressure", config.tasks_backpressure.is_some()),
+        ] {
+            if is_said {
+                invalid(key, "needs tasks");
+            }
+        }
+        return None;
+    }
+    if config.cluster_listen.is_some() {
+        invalid("tasks", "needs a node that stands alone: take cluster_listen away");
+    }
+    Some(TasksOptions {
+        policies: config.tasks_policies.clone(),
+        strict: config.tasks_strict.unwrap_or(false),
+        backpressure: config.tasks_backpressure,
+    })
 }
 
 /// The cluster, if there is to be one; all of its keys need `cluster_listen`.

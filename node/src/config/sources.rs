@@ -55,6 +55,16 @@ pub struct Layers {
     variables: Variables,
 }
 
+/// `[tasks]`: another way to say the keys that begin with `tasks`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TasksSection {
+    enabled: Option<bool>,
+    policies: Option<PathBuf>,
+    strict: Option<bool>,
+    backpressure: Option<std::net::SocketAddr>,
+}
+
 /// The shape of the file: everything of this node is in `[node]`, each link in a `[[link]]`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -63,6 +73,8 @@ struct File {
     node: NodeConfig,
     #[serde(default)]
     link: Vec<toml::Table>,
+    #[serde(default)]
+    tasks: TasksSection,
 }
 
 impl Layers {
@@ -134,8 +146,17 @@ fn defaults() -> NodeConfig {
 fn read_file(path: &Path) -> Result<File, ConfigError> {
     let text = fs::read_to_string(path)
         .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
-    toml::from_str(&text)
-        .map_err(|e| ConfigError::Malformed { path: path.to_owned(), problem: in_one_line(&text, &e) })
+    let file: File = toml::from_str(&text)
+        .map_err(|e| ConfigError::Malformed { path: path.to_owned(), problem: in_one_line(&text, &e) })?;
+    let TasksSection { enabled, policies, strict, backpressure } = file.tasks;
+    let section = NodeConfig {
+        tasks: enabled,
+        tasks_policies: policies,
+        tasks_strict: strict,
+        tasks_backpressure: backpressure,
+        ..NodeConfig::default()
+    };
+    Ok(File { node: section.over(file.node), link: file.link, tasks: TasksSection::default() })
 }
 
 /// `line 3: unknown field …`, without the excerpt that toml draws over several lines.

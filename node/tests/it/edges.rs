@@ -1,4 +1,4 @@
-//! Who may know whom: `node → {bridge-nats, net} → router → log`, nothing upwards, and no runtime,
+//! Who may know whom: `node → {bridge-nats, net, tasks} → router → log`, nothing upwards, and no runtime,
 //! no sockets and no TLS below the endpoint. Read from cargo's own resolution, not from a promise.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,8 +12,14 @@ use crate::repository;
 type Graph = BTreeMap<String, BTreeSet<String>>;
 
 /// Our crates by height; an edge goes down. Those of the same height do not know each other.
-const HEIGHTS: [(&str, u8); 5] =
-    [("beamlog", 3), ("beamlog-nats", 2), ("beamlog-net", 2), ("beamlog-router", 1), ("beamlog-log", 0)];
+const HEIGHTS: [(&str, u8); 6] = [
+    ("beamlog", 3),
+    ("beamlog-nats", 2),
+    ("beamlog-net", 2),
+    ("beamlog-tasks", 2),
+    ("beamlog-router", 1),
+    ("beamlog-log", 0),
+];
 /// What stands beside the node and may know everything, and that nobody may know.
 const BESIDE: [&str; 3] = ["beamlog-bench", "beamlog-fuzz", "beamlog-simulator"];
 /// Crates that must not be compiled into the two cores.
@@ -31,7 +37,7 @@ const SHELL_ONLY: [&str; 12] = [
     "async-std",
     "rand",
 ];
-const CORES: [&str; 2] = ["beamlog-log", "beamlog-router"];
+const CORES: [&str; 3] = ["beamlog-log", "beamlog-router", "beamlog-tasks"];
 
 fn resolved() -> Graph {
     let output = Command::new(env!("CARGO"))
@@ -161,7 +167,7 @@ fn each_forbidden_edge_would_be_caught() {
 #[test]
 fn the_cores_use_no_sockets() {
     for (path, text) in repository::texts(".rs") {
-        if path.starts_with("log/src") || path.starts_with("router/src") {
+        if ["log/src", "router/src", "router/tasks/src"].iter().any(|core| path.starts_with(core)) {
             assert!(!text.contains("std::net"), "{} uses std::net", path.display());
         }
     }

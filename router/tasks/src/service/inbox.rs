@@ -1,0 +1,182 @@
+//! What waits for the thread of tasks: a bounded buffer that subscriptions fill.
+//!
+//! Requests beyond the limit are refused, so their senders hear at once that there is nobody; what workers
+//! say is taken far beyond it, because it will not be said again, and slows its senders.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use beamlog_router::interest::{Envelope, Offered, Subscriber};
+use bytes::{Bytes, BytesMut};
+
+/// Which subscription a message came by.
+pub(super) const REQUESTS: u64 = 0;
+pub(super) const WORKERS: u64 = 1;
+pub(super) const ANSWERS: u64 = 2;
+
+/// Messages taken into one batch.
+const BATCH_MAX: usize = 1_024;
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct InboxLimits {
+    pub(super) requests_max: usize,
+    pub(super) bytes_max: usize,
+}
+
+/// A message that waits.
+pub(super) struct Incoming {
+    pub(super) subject: Bytes,
+    pub(super) reply: Bytes,
+    pub(super) headers: Bytes,
+    pub(super) payload: Bytes,
+    pub(super) origin: u64,
+    pub(super) subscription: u64,
+    pub(super) at: Instant,
+}
+
+/// A question of the node to the thread: runs there, between two batches.
+pub(super) type Job = Box<dyn FnOnce(&mut super::Worker) + Send>;
+
+#[derive(Default)]
+struct Waiting {
+    messages: VecDeque<Incoming>,
+    bytes: usize,
+    changed: BTreeSet<Vec<u8>>,
+    jobs: VecDeque<Job>,
+    closing: bool,
+    refused: u64,
+}
+
+pub(super) struct Inbox {
+    limits: InboxLimits,
+    waiting: Mutex<Waiting>,
+    filled: Condvar,
+}
+
+/// What one turn takes out.
+#[derive(Default)]
+pub(super) struct Taken {
+    pub(super) messages: Vec<Incoming>,
+    pub(super) changed: BTreeSet<Vec<u8>>,
+    pub(super) jobs: VecDeque<Job>,
+    pub(super) closing: bool,
+}
+
+impl Inbox {
+    pub(super) fn new(limits: InboxLimits) -> Self {
+        Self { limits, waiting: Mutex::default(), filled: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        // Every change in here is whole before anything can panic.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The members of this subject may have changed.
+    pub(super) fn changed(&self, subject: &[u8]) {
+        self.lock().changed.insert(subject.to_vec());
+        self.filled.notify_one();
+    }
+
+    /// Has a job done by the thread. `false` when it takes no more.
+    pub(super) fn run(&self, job: Job) -> bool {
+        let mut waiting = self.lock();
+        if waiting.closing {
+            return false;
+        }
+        waiting.jobs.push_back(job);
+        self.filled.notify_one();
+        true
+    }
+
+    pub(super) fn close(&self) {
+        self.lock().closing = true;
+        self.filled.notify_one();
+    }
+
+    pub(super) fn refused(&self) -> u64 {
+        self.lock().refused
+    }
+
+    /// What waits; waits for it up to `timeout`.
+    pub(super) fn take(&self, timeout: Option<Duration>) -> Taken {
+        let is_empty = |waiting: &mut Waiting| {
+            waiting.messages.is_empty()
+                && waiting.changed.is_empty()
+                && waiting.jobs.is_empty()
+                && !waiting.closing
+        };
+        let waiting = self.lock();
+        let mut waiting = match timeout {
+            None => self.filled.wait_while(waiting, is_empty).unwrap_or_else(PoisonError::into_inner),
+            Some(timeout) => {
+                self.filled
+                    .wait_timeout_while(waiting, timeout, is_empty)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0
+            }
+        };
+        let count = waiting.messages.len().min(BATCH_MAX);
+        let messages: Vec<Incoming> = waiting.messages.drain(..count).collect();
+        waiting.bytes = waiting.bytes.saturating_sub(messages.iter().map(Incoming::weight).sum());
+        Taken {
+            messages,
+            changed: std::mem::take(&mut waiting.changed),
+            jobs: std::mem::take(&mut waiting.jobs),
+            // What was taken in is finished first.
+            closing: waiting.closing && waiting.messages.is_empty(),
+        }
+    }
+}
+
+impl Incoming {
+    fn weight(&self) -> usize {
+        256 + self.subject.len() + self.reply.len() + self.headers.len() + self.payload.len()
+    }
+}
+
+impl Subscriber for Inbox {
+    fn offer(&self, subscription: u64, message: &Envelope<'_>) -> Offered {
+        let weight =
+            256 + message.subject.len() + message.reply.len() + message.headers.len() + message.payload.len();
+        let mut waiting = self.lock();
+        let (most, bytes) = match subscription {
+            REQUESTS => (self.limits.requests_max, self.limits.bytes_max),
+            _ => (self.limits.requests_max * 10, self.limits.bytes_max * 4),
+        };
+        if waiting.closing || waiting.messages.len() >= most || waiting.bytes + weight > bytes {
+            waiting.refused += 1;
+            return Offered::Refused;
+        }
+        let is_crowded =
+            waiting.messages.len() >= self.limits.requests_max || waiting.bytes > self.limits.bytes_max;
+        let was_empty = waiting.messages.is_empty();
+        waiting.bytes += weight;
+        // One allocation for all parts.
+        let parts = [message.subject, message.reply, message.headers, message.payload];
+        let mut all = BytesMut::with_capacity(weight - 256);
+        parts.iter().for_each(|part| all.extend_from_slice(part));
+        let mut all = all.freeze();
+        let [subject, reply, headers, payload] = parts.map(|part| all.split_to(part.len()));
+        waiting.messages.push_back(Incoming {
+            subject,
+            reply,
+            headers,
+            payload,
+            origin: message.origin,
+            subscription,
+            at: super::instant(),
+        });
+        drop(waiting);
+        if is_crowded {
+            self.filled.notify_one();
+            return Offered::Congested;
+        }
+        if was_empty { Offered::Taken } else { Offered::Joined }
+    }
+
+    fn flush(&self) {
+        self.filled.notify_one();
+    }
+}

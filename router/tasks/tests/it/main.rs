@@ -1,0 +1,222 @@
+//! Tasks over a real router and its log: what was answered is durable, a restart changes nothing, a snapshot
+//! replaces the events before it, and usage is in its stream once.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use beamlog_log::StdDisk;
+use beamlog_router::api::request::{Request, Response};
+use beamlog_router::embed::PlainWire;
+use beamlog_router::interest::{Envelope, Offered, RouteCache, Subscriber};
+use beamlog_router::{Router, RouterOptions};
+use beamlog_tasks::service::{Service, ServiceOptions};
+use serde_json::{Value, json};
+
+const DECIDE: &str = "beamline.router.v1.decide";
+const ASSIGN: &str = "caf.exec.assign.v1";
+const RESULT: &str = "caf.exec.result.v1";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A connection with one mailbox.
+struct Client {
+    origin: u64,
+    mail: Mutex<Vec<(String, Value)>>,
+    came: Condvar,
+}
+
+impl Subscriber for Client {
+    fn offer(&self, _: u64, message: &Envelope<'_>) -> Offered {
+        let subject = String::from_utf8(message.subject.to_vec()).unwrap();
+        self.mail
+            .lock()
+            .unwrap()
+            .push((subject, serde_json::from_slice(message.payload).unwrap_or_default()));
+        self.came.notify_all();
+        Offered::Taken
+    }
+
+    fn flush(&self) {}
+
+    fn origin(&self) -> u64 {
+        self.origin
+    }
+}
+
+impl Client {
+    fn next(&self, subject: &str) -> Value {
+        let mail = self.mail.lock().unwrap();
+        let is_missing = |mail: &mut Vec<(String, Value)>| !mail.iter().any(|(to, _)| to == subject);
+        let (mut mail, waited) = self.came.wait_timeout_while(mail, PATIENCE, is_missing).unwrap();
+        assert!(!waited.timed_out(), "nothing came on {subject}");
+        let at = mail.iter().position(|(to, _)| to == subject).unwrap();
+        mail.remove(at).1
+    }
+}
+
+struct Node {
+    router: Router,
+    service: Service,
+    client: Arc<Client>,
+}
+
+impl Node {
+    fn start(folder: &Path, options: ServiceOptions) -> Self {
+        let router =
+            Router::open(folder, Arc::new(StdDisk), &RouterOptions::default(), Arc::new(PlainWire)).unwrap();
+        let service = Service::start(&router, options).unwrap();
+        let client = Arc::new(Client { origin: 7, mail: Mutex::default(), came: Condvar::new() });
+        for filter in ["_INBOX.me", "beamline.usage.v1.metered"] {
+            router.interest().subscribe(filter.as_bytes(), None, Arc::clone(&client) as _, 1).unwrap();
+        }
+        Self { router, service, client }
+    }
+
+    fn stop(self) {
+        self.service.close();
+        self.service.wait();
+        drop(self.service);
+        self.router.close().unwrap();
+    }
+
+    fn send(&self, subject: &str, body: &Value) {
+        let payload = body.to_string();
+        let message = Envelope {
+            subject: subject.as_bytes(),
+            reply: b"_INBOX.me",
+            headers: b"",
+            payload: payload.as_bytes(),
+            origin: 7,
+        };
+        let mut cache = RouteCache::new();
+        let routed = self.router.interest().route(&mut cache, subject.as_bytes(), &message);
+        assert!(routed.receivers > 0, "somebody answers {subject}");
+    }
+
+    fn ask(&self, subject: &str, body: &Value) -> Value {
+        self.send(subject, body);
+        self.client.next("_INBOX.me")
+    }
+
+    fn admin(&self, name: &str, body: &Value) -> Value {
+        self.ask(&format!("beamline.router.v1.admin.{name}"), body)
+    }
+
+    fn stored_usage(&self) -> u64 {
+        let info = Request::StreamInfo {
+            stream: "BEAMLINE_USAGE".into(),
+            subjects_filter: None,
+            offset: 0,
+            deleted_details: false,
+        };
+        let Response::Stream { info, .. } = self.router.request(info).unwrap().wait().unwrap() else {
+            panic!()
+        };
+        info.state.messages
+    }
+
+    fn log_messages(&self) -> u64 {
+        let info = Request::StreamInfo {
+            stream: "BEAMLINE".into(),
+            subjects_filter: None,
+            offset: 0,
+            deleted_details: false,
+        };
+        let Response::Stream { info, .. } = self.router.request(info).unwrap().wait().unwrap() else {
+            panic!()
+        };
+        info.state.messages
+    }
+}
+
+fn job(id: &str) -> Value {
+    json!({"version": "1", "tenant_id": "acme", "request_id": id, "push_assignment": true,
+        "task": {"type": "echo", "payload": {"number": 1.10}}})
+}
+
+fn result_of(assignment: &Value) -> Value {
+    json!({"assignment_id": assignment["assignment_id"], "status": "success", "provider_id": "w",
+        "job": {"type": "echo"}, "latency_ms": 5, "cost": 0.25, "tenant_id": "acme"})
+}
+
+#[test]
+fn a_job_goes_its_way_over_restarts() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::start(folder.path(), ServiceOptions::default());
+    let first = node.ask(DECIDE, &job("r-1"));
+    assert_eq!(first["ok"], true, "{first}");
+    node.stop();
+
+    // Nobody was there for it; now somebody is.
+    let node = Node::start(folder.path(), ServiceOptions::default());
+    assert_eq!(node.ask(DECIDE, &job("r-1"))["decision"], first["decision"]);
+    node.router.interest().subscribe(ASSIGN.as_bytes(), None, Arc::clone(&node.client) as _, 2).unwrap();
+    let assignment = node.client.next(ASSIGN);
+    assert_eq!(
+        (&assignment["request_id"], &assignment["job"]["payload"]["number"]),
+        (&json!("r-1"), &json!(1.1))
+    );
+    for _ in 0..3 {
+        assert_eq!(node.ask(RESULT, &result_of(&assignment))["ok"], true);
+    }
+    let usage = node.client.next("beamline.usage.v1.metered");
+    assert_eq!((&usage["assignment_id"], &usage["cost"]), (&assignment["assignment_id"], &json!(0.25)));
+    node.stop();
+
+    let node = Node::start(folder.path(), ServiceOptions::default());
+    assert_eq!(node.ask(RESULT, &result_of(&assignment))["ok"], true);
+    let status = node.admin("get_checkpoint_status", &json!({}));
+    assert_eq!((&status["totals"]["succeeded"], &status["totals"]["usage"]), (&json!(1), &json!(1)));
+    assert_eq!(node.stored_usage(), 1);
+    assert!(node.client.mail.lock().unwrap().is_empty(), "usage is told once");
+    node.stop();
+}
+
+#[test]
+fn a_snapshot_takes_the_place_of_the_events_before_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = ServiceOptions { snapshot_bytes: 4_096, ..ServiceOptions::default() };
+    let node = Node::start(folder.path(), options.clone());
+    for n in 0..300 {
+        assert_eq!(node.ask(DECIDE, &job(&format!("r-{n}")))["ok"], true);
+    }
+    let written = node.log_messages();
+    assert!(written < 300, "{written} messages: old events are purged");
+    let before = node.admin("get_checkpoint_status", &json!({}))["totals"].clone();
+    // Not stopped politely: the events behind the last snapshot are all there is.
+    drop(node.service);
+    node.router.close().unwrap();
+    let node = Node::start(folder.path(), options);
+    assert_eq!(node.admin("get_checkpoint_status", &json!({}))["totals"], before);
+    assert_eq!(node.admin("list_tasks", &json!({}))["total"], 300);
+    node.stop();
+}
+
+#[test]
+fn what_somebody_else_writes_into_the_log_is_found_out_and_is_no_event() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::start(folder.path(), ServiceOptions::default());
+    assert_eq!(node.ask(DECIDE, &job("r-1"))["ok"], true);
+    let foreign = node.router.publish("$BEAMLINE.event", "", "not even an event");
+    foreign.unwrap().wait().result.unwrap();
+    // The next decision meets it, is refused, and the state is read again; then all is well.
+    let refused = node.ask(DECIDE, &job("r-2"));
+    assert_eq!(refused["error"]["code"], "internal", "{refused}");
+    assert_eq!(node.ask(DECIDE, &job("r-2"))["ok"], true);
+    assert_eq!(node.admin("list_tasks", &json!({}))["total"], 2);
+    node.stop();
+}
+
+#[test]
+fn policies_are_put_by_the_program_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::start(folder.path(), ServiceOptions::default());
+    let policy = json!({"version": "1.0", "providers": [{"name": "mine", "weight": 100}]});
+    assert_eq!(node.service.put_policy("acme", "default", policy.clone()), Ok(true));
+    assert_eq!(node.service.put_policy("acme", "default", policy), Ok(false));
+    assert!(node.service.put_policy("acme", "default", json!({})).unwrap_err().contains("version"));
+    assert_eq!(node.ask(DECIDE, &job("r-1"))["provider_id"], "mine");
+    assert_eq!(node.service.stats().policies.max(1), 1);
+    node.stop();
+}
