@@ -29,6 +29,7 @@ pub(crate) struct Monitor {
 }
 
 impl Monitor {
+    #[expect(clippy::too_many_arguments, reason = "the parts of a node, put together in one place")]
     pub(crate) fn new(
         router: Router,
         server: Arc<Server>,

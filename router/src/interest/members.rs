@@ -122,7 +122,12 @@ mod tests {
         let interest = Interest::new();
         let calls = Arc::new(AtomicU32::new(0));
         let counted = Arc::clone(&calls);
-        interest.observe(b"jobs", Arc::new(move |_| drop(counted.fetch_add(1, Ordering::SeqCst))));
+        interest.observe(
+            b"jobs",
+            Arc::new(move |_| {
+                counted.fetch_add(1, Ordering::SeqCst);
+            }),
+        );
         let subscribe = |filter: &[u8], queue: Option<&[u8]>, id| {
             interest.subscribe(filter, queue, Arc::new(Nobody), id).unwrap()
         };

@@ -185,7 +185,8 @@ impl Engine {
     fn resume(&mut self, now: u64) {
         let subject = Arc::clone(&self.settings.assignment_subject);
         self.watch(&subject);
-        let open: Vec<(u64, Arc<str>, Phase, u64, u32, Option<u64>)> = self
+        type Open = (u64, Arc<str>, Phase, u64, u32, Option<u64>);
+        let open: Vec<Open> = self
             .state
             .open_tasks()
             .map(|task| {

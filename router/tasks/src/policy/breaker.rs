@@ -53,7 +53,7 @@ impl Breaker {
             BreakerState::Open if now >= self.opened_at.saturating_add(rules.timeout_millis) => {
                 BreakerState::HalfOpen
             }
-            state => state,
+            state @ (BreakerState::Closed | BreakerState::Open | BreakerState::HalfOpen) => state,
         }
     }
 

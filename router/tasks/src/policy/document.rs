@@ -395,9 +395,9 @@ impl Reader {
             None | Some(Value::Null) => BTreeMap::new(),
             Some(Value::Object(map)) => map
                 .iter()
-                .map(|(key, value)| match value {
-                    Value::Array(values) => (key.clone(), values.clone()),
-                    one => (key.clone(), vec![one.clone()]),
+                .map(|(key, value)| {
+                    let one = || vec![value.clone()];
+                    (key.clone(), value.as_array().cloned().unwrap_or_else(one))
                 })
                 .collect(),
             Some(_) => {

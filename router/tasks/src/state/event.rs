@@ -15,6 +15,7 @@ use crate::results::Status;
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(tag = "e", rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "one is alive at a time: made, written, forgotten")]
 pub enum Event {
     /// The first of a store: the key of its assignment ids.
     Begun {

@@ -28,7 +28,7 @@ fn decided(n: u64, has_task: bool) -> Event {
         fingerprint: "f".into(),
         expires: n + 1_000,
         decision,
-        sticky: (n % 2 == 0).then(|| (format!("s{n}"), n + 50)),
+        sticky: (n.is_multiple_of(2)).then(|| (format!("s{n}"), n + 50)),
         task,
         ..Decided::default()
     }))
@@ -37,7 +37,7 @@ fn decided(n: u64, has_task: bool) -> Event {
 fn some_events(random: &mut Random) -> Vec<Event> {
     let mut events = vec![Event::Begun { k0: 1, k1: u64::MAX }];
     for n in 1..400 {
-        events.push(decided(n, n % 2 == 0));
+        events.push(decided(n, n.is_multiple_of(2)));
         let task = random.below(220);
         events.push(match random.below(5) {
             0 => Event::Dispatched { at: n, task, attempt: 0, worker: Default::default() },
