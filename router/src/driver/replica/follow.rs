@@ -200,7 +200,6 @@ impl Driver {
     }
 
     /// A state of its own from the newest segment's beginning and the entries up to `applied`.
-    #[allow(dead_code, reason = "for what is installed from a peer")]
     pub(super) fn refold(&mut self) -> Result<Recovering, FoldError> {
         self.refold_with(true)
     }
