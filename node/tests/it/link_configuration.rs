@@ -113,6 +113,8 @@ fn names_and_addresses_are_checked() {
         assert!(!resolve(&file, &[]).unwrap_err()[0].contains("geheim"));
     }
     check_refused(&link(""), &["nothing to carry"]);
+    let many = "{ subject = \"a\" }, ".repeat(300);
+    check_refused(&link(&format!("import = [ {many} ]")), &["import are at most 256"]);
     let twice = format!("{0}{0}", link("export = [{ subject = \"a\" }]"));
     assert!(resolve(&twice, &[]).unwrap_err()[0].contains("another link has this name"));
 }

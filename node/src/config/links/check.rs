@@ -37,6 +37,10 @@ pub fn check(links: &[LinkTable]) -> Vec<LinkError> {
         }
         alone(link, &mut errors);
     }
+    // Every rule is laid beside every other: only as many as there may be.
+    if errors.iter().any(|error| matches!(error.problem, LinkProblem::TooMany { .. })) {
+        return errors;
+    }
     let clusters: Vec<BTreeSet<String>> = links.iter().map(servers).collect();
     for (at, (link, here)) in links.iter().zip(&clusters).enumerate() {
         for (other, there) in links.iter().zip(&clusters).take(at + 1) {
