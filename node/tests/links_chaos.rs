@@ -28,6 +28,8 @@ use tokio::sync::watch;
 
 const PUBLISHERS: u64 = 4;
 const IN_FLIGHT: u64 = 32;
+/// Between two waves of a publisher: what a link in a debug build can follow.
+const PACE: Duration = Duration::from_millis(40);
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Draws of one run; the seed is printed.
@@ -98,6 +100,19 @@ impl Drop for Process {
     fn drop(&mut self) {
         drop(self.child.kill());
         drop(self.child.wait());
+    }
+}
+
+/// Shows the end of the node's log when the test fails: what the link last said of itself is in it.
+struct LastWords(PathBuf);
+
+impl Drop for LastWords {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(&self.0).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            println!("the node's log ends:\n{}", lines[lines.len().saturating_sub(60)..].join("\n"));
+        }
     }
 }
 
@@ -185,6 +200,7 @@ async fn publish(client: Client, subject: String, stop: Arc<AtomicBool>, acked: 
             }
         }
         first += IN_FLIGHT;
+        tokio::time::sleep(PACE).await;
     }
 }
 
@@ -273,6 +289,7 @@ async fn whatever_fails_around_a_link_each_message_lands_once() {
     std::fs::write(&file, text).unwrap();
     let data = folder.path().join("data");
     let log = folder.path().join("log");
+    let _last_words = LastWords(log.clone());
     let mut node = Process::new(format!("nats://127.0.0.1:{node_port}"), move || {
         let mut command = Command::new(env!("CARGO_BIN_EXE_beamlog"));
         for (name, _) in std::env::vars_os() {
@@ -354,7 +371,8 @@ async fn whatever_fails_around_a_link_each_message_lands_once() {
     for (from, source, to, target) in [(&far, "DOWN", &near, "DOWN"), (&near, "LOCAL", &far, "UP")] {
         patiently(&format!("all of {source} is in {target}"), async || {
             let wanted = count(from, source).await?;
-            (count(to, target).await? >= wanted).then_some(())
+            let arrived = count(to, target).await?;
+            (arrived >= wanted).then_some(())
         })
         .await;
     }

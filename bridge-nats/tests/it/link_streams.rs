@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
-use async_nats::jetstream::stream::{Config, DiscardPolicy};
+use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy};
 use async_nats::jetstream::{self, Context};
 use async_nats::{Client, HeaderMap};
 use beamlog_nats::link::rules::{LinkConfig, RuleConfig, StartFrom};
 use beamlog_nats::link::status::LinkState;
 use futures_util::StreamExt;
 
-use crate::link_world::{Site, Upstream, link, until};
+use crate::link_world::{Site, Upstream, Way, link, until};
 
 fn stream(name: &str) -> RuleConfig {
     RuleConfig { stream: Some(name.to_owned()), ..RuleConfig::default() }
@@ -208,6 +208,59 @@ async fn both_ways_through_kills_freezes_and_restarts_of_the_server() {
     check_each_once(&there, "UP", 3000).await;
     check_each_once(&site.client().await, "DOWN", 3000).await;
     assert!(site.status("core").reconnects >= 2);
+}
+
+/// What the server has delivered is gone with the connection, and what it delivers next must not hide that.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_lost_connection_took_with_it_is_imported_still() {
+    let upstream = Upstream::start();
+    let there = jetstream::new(upstream.client().await);
+    let kinds = [
+        ("limits", RetentionPolicy::Limits),
+        ("work", RetentionPolicy::WorkQueue),
+        ("interest", RetentionPolicy::Interest),
+    ];
+    for (name, retention) in kinds {
+        let subjects = vec![format!("{name}.>")];
+        let config = Config { name: name.into(), subjects, retention, ..Config::default() };
+        there.create_stream(config).await.unwrap();
+    }
+    let way = Way::to(&upstream).await;
+    let site = Site::start().await;
+    let import = kinds.map(|(name, _)| stream(name)).to_vec();
+    site.link(LinkConfig { urls: vec![way.url()], import, ..link("core", &upstream) }).await;
+    for (name, _) in kinds {
+        publish(&there, name, 0..300).await;
+    }
+    let here = site.client().await;
+    for (name, _) in kinds {
+        until("the first are here", async || count(&here, name).await == 300).await;
+    }
+    way.lose_answers();
+    for (name, _) in kinds {
+        publish(&there, name, 300..400).await;
+        let stream = there.get_stream_no_info(name).await.unwrap();
+        until("they were delivered, and did not arrive", async || {
+            let mut consumers = stream.consumers();
+            let delivered = consumers.next().await.unwrap().unwrap().delivered.stream_sequence;
+            delivered == 400
+        })
+        .await;
+        assert_eq!(count(&here, name).await, 300);
+    }
+    way.mend();
+    for (name, _) in kinds {
+        publish(&there, name, 400..1000).await;
+    }
+    for (name, _) in kinds {
+        check_each_once(&here, name, 1000).await;
+        let stream = there.get_stream_no_info(name).await.unwrap();
+        until("everything is acked there", async || {
+            let mut consumers = stream.consumers();
+            consumers.next().await.unwrap().unwrap().num_ack_pending == 0
+        })
+        .await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

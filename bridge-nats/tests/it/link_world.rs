@@ -1,7 +1,7 @@
 //! Nodes with links, and nats-servers that can be stopped, frozen and started again where they were.
 
 use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -15,6 +15,9 @@ use beamlog_nats::link::rules::{Direction, LinkConfig, RequestConfig, RuleConfig
 use beamlog_nats::link::status::{LinkState, LinkStatus, RuleFigures};
 use beamlog_router::{Router, RouterOptions, StdDisk};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
 
 use crate::raw::options;
 
@@ -192,6 +195,74 @@ impl Site {
             assert!(begun.elapsed() < PATIENCE, "not connected: {status:#?}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+}
+
+/// The way to a server, which can take what it says and lose it, and can be cut.
+pub(crate) struct Way {
+    address: SocketAddr,
+    state: watch::Sender<Carries>,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Carries {
+    Both,
+    /// What the server says is lost.
+    OneWay,
+}
+
+impl Way {
+    pub(crate) async fn to(upstream: &Upstream) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (state, watched) = watch::channel(Carries::Both);
+        let port = upstream.port;
+        tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                let mut watched = watched.clone();
+                watched.mark_unchanged();
+                tokio::spawn(async move {
+                    let Ok(far) = TcpStream::connect(("127.0.0.1", port)).await else { return };
+                    let (mut near_read, mut near_write) = near.into_split();
+                    let (mut far_read, mut far_write) = far.into_split();
+                    let lossy = watched.clone();
+                    let back = async {
+                        let mut bytes = vec![0; 1 << 16];
+                        while let Ok(n @ 1..) = far_read.read(&mut bytes).await {
+                            if *lossy.borrow() == Carries::Both
+                                && near_write.write_all(&bytes[..n]).await.is_err()
+                            {
+                                break;
+                            }
+                        }
+                    };
+                    // Connections that lost something do not live on.
+                    let mended = async {
+                        drop(watched.wait_for(|state| *state == Carries::OneWay).await);
+                        drop(watched.wait_for(|state| *state == Carries::Both).await);
+                    };
+                    tokio::select! {
+                        _ = tokio::io::copy(&mut near_read, &mut far_write) => {}
+                        () = back => {}
+                        () = mended => {}
+                    }
+                });
+            }
+        });
+        Self { address, state }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("nats://{}", self.address)
+    }
+
+    pub(crate) fn lose_answers(&self) {
+        self.state.send_replace(Carries::OneWay);
+    }
+
+    /// Connections that lost something end; the next ones lose nothing.
+    pub(crate) fn mend(&self) {
+        self.state.send_replace(Carries::Both);
     }
 }
 

@@ -235,7 +235,7 @@ impl Importer {
             &self.rule.target,
             self.rule.filter.as_deref().unwrap_or_default(),
         ]);
-        let upstream = Upstream::open(session, &self.rule, &name, &plan, anew).await?;
+        let upstream = Upstream::open(session, &self.rule, &name, &plan, self.last).await?;
         Ok((upstream, target))
     }
 

@@ -1,5 +1,10 @@
 //! The stream that is imported and our durable consumer of it: where to begin, and what a stream that was
 //! made anew or set back means.
+//!
+//! Invariant: a message is acked there only if every message that the consumer delivered before it came here.
+//! What is delivered is counted by the consumer (its own sequence in each delivery). A count that jumps, or a
+//! consumer that has delivered more than came, means that a connection took messages with it: they would
+//! never come again once a later one is acked, so they are delivered anew first.
 
 use async_nats::jetstream::consumer::pull::{Config, Stream};
 use async_nats::jetstream::consumer::{AckPolicy, Consumer, DeliverPolicy};
@@ -22,6 +27,8 @@ const PULL_MAX: usize = 500;
 const UNACKED_MAX: i64 = 8192;
 /// What is in hand is stored long before, unless we are gone.
 const ACK_WAIT: Duration = Duration::from_secs(60);
+/// The same where the consumer must stay, and what was lost on the way is waited for.
+const ACK_WAIT_INTEREST: Duration = Duration::from_secs(10);
 /// A pull that hears nothing for twice this long has been forgotten there.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
@@ -58,8 +65,7 @@ pub(super) struct Plan {
     pub(super) discard: bool,
     /// What an operator should know.
     pub(super) note: Option<String>,
-    all_acks: bool,
-    may_recreate: bool,
+    retention: RetentionPolicy,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -76,8 +82,6 @@ const SETBACKS_MAX: u64 = 1000;
 
 /// Decides from what is there and what came from there so far. Pure.
 pub(super) fn plan(rule: &ImportStream, there: &There, origins: &[OriginInfo]) -> Plan {
-    let all_acks = matches!(there.retention, RetentionPolicy::Limits);
-    let may_recreate = !matches!(there.retention, RetentionPolicy::Interest);
     let of_stream = |origin: &&OriginInfo| origin.stream == there.name;
     let current = origins
         .iter()
@@ -89,8 +93,7 @@ pub(super) fn plan(rule: &ImportStream, there: &There, origins: &[OriginInfo]) -
         begin: Begin::All,
         discard: false,
         note: None,
-        all_acks,
-        may_recreate,
+        retention: there.retention,
     };
     match current {
         None if origins.iter().any(|origin| origin.stream == there.name) => Plan {
@@ -153,6 +156,8 @@ pub(super) async fn verify(session: &Session, plan: Plan, origins: &[OriginInfo]
 #[derive(Clone, Debug)]
 pub(super) struct Arrived {
     pub(super) sequence: u64,
+    /// Deliveries of the consumer up to this one.
+    delivery: u64,
     /// Nanoseconds since 1970.
     pub(super) time: u64,
     pub(super) subject: Subject,
@@ -168,9 +173,11 @@ impl Arrived {
         let tokens: Vec<&str> = reply.split('.').collect();
         let at = if tokens.len() == 9 { 5 } else { 7 };
         let sequence = tokens.get(at)?.parse().ok().filter(|sequence| *sequence > 0)?;
+        let delivery = tokens.get(at + 1)?.parse().ok()?;
         let time = tokens.get(at + 2)?.parse().ok()?;
         Some(Self {
             sequence,
+            delivery,
             time,
             subject: message.subject,
             headers: message.headers,
@@ -200,19 +207,21 @@ pub(super) struct Upstream {
     consumer: Consumer<Config>,
     messages: Stream,
     all_acks: bool,
+    /// Deliveries that came, or were made before us and are all acked.
+    deliveries: u64,
     /// An error that came while nobody waited.
     failed: Option<String>,
 }
 
 impl Upstream {
-    /// Finds the consumer there or makes it. `anew`: what it delivered to us is forgotten here, so that it
-    /// has to deliver from its ack floor on, in order.
+    /// Finds the consumer there or makes it. `last` is the last sequence that came and is still known here,
+    /// `None` if nothing is: what it delivered behind that has to be delivered again, in order.
     pub(super) async fn open(
         session: &Session,
         rule: &ImportStream,
         name: &str,
         plan: &Plan,
-        anew: bool,
+        last: Option<u64>,
     ) -> Result<Self, String> {
         let explain =
             |error: &dyn std::fmt::Display| format!("our consumer of stream {} there: {error}", rule.stream);
@@ -223,25 +232,31 @@ impl Upstream {
             Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => None,
             Err(error) => return Err(explain(&error)),
         };
-        let policy = if plan.all_acks { AckPolicy::All } else { AckPolicy::Explicit };
+        let all_acks = matches!(plan.retention, RetentionPolicy::Limits);
+        let policy = if all_acks { AckPolicy::All } else { AckPolicy::Explicit };
+        // Deleting a consumer of such a stream deletes what it has not acked.
+        let may_recreate = !matches!(plan.retention, RetentionPolicy::Interest);
         let mut begin = plan.begin;
-        let mut exists = false;
+        let mut deliveries = None;
         if let Some(info) = &found {
             let fits = info.config.ack_policy == policy
                 && info.config.filter_subject == rule.filter.clone().unwrap_or_default();
-            let forgotten = anew && info.num_ack_pending > 0;
-            if plan.discard || !fits || (forgotten && plan.may_recreate) {
+            let lost =
+                info.num_ack_pending > 0 && last.is_none_or(|last| info.delivered.stream_sequence > last);
+            if plan.discard || !fits || (lost && may_recreate) {
                 if !plan.discard {
-                    // Everything up to there is durable here.
-                    begin = Begin::Sequence(info.ack_floor.stream_sequence + 1);
-                    if info.ack_floor.stream_sequence == 0 {
-                        begin = plan.begin;
-                    }
+                    begin = resume(plan, last, info.ack_floor.stream_sequence);
                 }
                 stream.delete_consumer(name).await.map_err(|error| explain(&error))?;
             } else {
-                exists = true;
+                if lost {
+                    // When nobody asks for new ones, these come first.
+                    tokio::time::sleep(ACK_WAIT_INTEREST + Duration::from_secs(1)).await;
+                }
+                deliveries = Some(info.delivered.consumer_sequence);
             }
+        } else if let Some(last) = last {
+            begin = resume(plan, Some(last), 0);
         }
         let config = Config {
             durable_name: Some(name.to_owned()),
@@ -253,12 +268,12 @@ impl Upstream {
                 Begin::Time(time) => DeliverPolicy::ByStartTime { start_time: time_of(time) },
             },
             ack_policy: policy,
-            ack_wait: ACK_WAIT,
+            ack_wait: if may_recreate { ACK_WAIT } else { ACK_WAIT_INTEREST },
             max_ack_pending: UNACKED_MAX,
             filter_subject: rule.filter.clone().unwrap_or_default(),
             ..Config::default()
         };
-        let consumer = if exists {
+        let consumer = if deliveries.is_some() {
             stream.get_consumer(name).await.map_err(|error| explain(&error))?
         } else {
             stream.create_consumer(config).await.map_err(|error| explain(&error))?
@@ -275,9 +290,23 @@ impl Upstream {
             session: session.clone(),
             consumer,
             messages,
-            all_acks: plan.all_acks,
+            all_acks,
+            deliveries: deliveries.unwrap_or(0),
             failed: None,
         })
+    }
+
+    /// Counts a delivery; an error if one before it went elsewhere.
+    fn count(&mut self, message: async_nats::Message) -> Result<Option<Arrived>, String> {
+        let Some(arrived) = Arrived::read(message) else { return Ok(None) };
+        if arrived.delivery != self.deliveries + 1 {
+            return Err(format!(
+                "stream {} there: delivery {} came behind delivery {}; what was lost on the way is asked for again",
+                self.key.name, arrived.delivery, self.deliveries
+            ));
+        }
+        self.deliveries = arrived.delivery;
+        Ok(Some(arrived))
     }
 
     /// The next message. *Cancel safety*: may be dropped.
@@ -288,7 +317,7 @@ impl Upstream {
         loop {
             match self.messages.next().await {
                 Some(Ok(message)) => {
-                    if let Some(arrived) = Arrived::read(message.message) {
+                    if let Some(arrived) = self.count(message.message)? {
                         return Ok(arrived);
                     }
                 }
@@ -301,7 +330,10 @@ impl Upstream {
     /// The next message, if it is here.
     pub(super) fn try_next(&mut self) -> Option<Arrived> {
         match self.messages.next().now_or_never() {
-            Some(Some(Ok(message))) => Arrived::read(message.message),
+            Some(Some(Ok(message))) => self.count(message.message).unwrap_or_else(|cause| {
+                self.failed = Some(cause);
+                None
+            }),
             Some(Some(Err(error))) => {
                 self.failed = Some(format!("reading stream {} there: {error}", self.key.name));
                 None
@@ -325,6 +357,18 @@ impl Upstream {
         let info =
             info.map_err(|error| format!("our consumer of stream {} there: {error}", self.key.name))?;
         Ok(info.num_pending)
+    }
+}
+
+/// Where a consumer that is made anew begins: behind what came, or else behind what is durable here.
+fn resume(plan: &Plan, last: Option<u64>, ack_floor: u64) -> Begin {
+    // A work queue has only what is not acked, and its consumers begin nowhere else.
+    if matches!(plan.retention, RetentionPolicy::WorkQueue) {
+        return Begin::All;
+    }
+    match last.unwrap_or(ack_floor) {
+        0 => plan.begin,
+        known => Begin::Sequence(known + 1),
     }
 }
 
