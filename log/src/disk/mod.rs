@@ -77,7 +77,7 @@ pub trait DiskFile: fmt::Debug + Send + Sync {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
 
     /// As [`Self::write_at`] of these parts behind each other, past the system's cache where that is possible:
-    /// for much that is not read from the file soon. Offset and length are multiples of [`BLOCK_BYTES`].
+    /// for much that is not read from the file soon. Offset and length are multiples of 4096.
     fn write_blocks_at(&self, parts: &[&[u8]], offset: u64) -> io::Result<()> {
         self.write_at(&parts.concat(), offset)
     }
