@@ -13,7 +13,9 @@ use std::time::Duration;
 use beamlog_nats::link::status::LinkStatus;
 use beamlog_nats::link::{LinkError as RuntimeError, Links};
 use beamlog_router::Router;
+use beamlog_router::replica::Role;
 use thiserror::Error;
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::config::NodeOptions;
@@ -80,19 +82,26 @@ struct Known {
 }
 
 impl NodeLinks {
-    /// Starts all links. None is waited for.
+    /// Starts all links. None is waited for. `role`: of a node in a cluster, which runs them while it leads.
     ///
     /// # Errors
     /// `links.toml` cannot be read, or a link of the configuration cannot be started.
-    pub(crate) fn start(router: Router, options: &NodeOptions) -> Result<Self, ChangeError> {
+    pub(crate) fn start(
+        router: Router,
+        options: &NodeOptions,
+        role: Option<watch::Receiver<Role>>,
+    ) -> Result<Self, ChangeError> {
         let stored = StoredLinks::load(&options.data_dir)?;
         let links = Self {
-            running: Links::new(router),
+            running: if role.is_some() { Links::in_cluster(router) } else { Links::new(router) },
             data_dir: options.data_dir.clone(),
             variables: options.variables.clone(),
             known: Mutex::new(Known { file: options.links.clone(), stored, refused: BTreeMap::new() }),
         };
         links.start_all()?;
+        if let Some(role) = role {
+            tokio::spawn(follow(role, links.running.clone()));
+        }
         Ok(links)
     }
 
@@ -252,6 +261,18 @@ impl NodeLinks {
     /// Stops all links within `grace`. *Cancel safety*: they are told to stop at once.
     pub(crate) async fn drain(&self, grace: Duration) {
         self.running.drain(grace).await;
+    }
+}
+
+/// Has links run here while this node leads. Ends with the cluster.
+async fn follow(mut role: watch::Receiver<Role>, links: Links) {
+    loop {
+        let leads = matches!(*role.borrow_and_update(), Role::Leader { .. });
+        links.lead(leads);
+        if role.changed().await.is_err() {
+            links.lead(false);
+            return;
+        }
     }
 }
 

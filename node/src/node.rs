@@ -182,7 +182,7 @@ impl Node {
             }
         };
         // After the endpoint, so that nothing that a link brings comes before clients can be there for it.
-        let links = match NodeLinks::start(router.clone(), &options) {
+        let links = match NodeLinks::start(router.clone(), &options, member.as_ref().map(NodeCluster::role)) {
             Ok(links) => Arc::new(links),
             Err(error) => {
                 drop(server);

@@ -22,9 +22,13 @@ use async_nats::jetstream::stream::Config;
 use async_nats::jetstream::{self, Context};
 use async_nats::{Client, ConnectOptions, HeaderMap};
 use futures_util::StreamExt;
+use futures_util::future::join_all;
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+
+#[path = "links_chaos/cluster.rs"]
+mod cluster;
 
 const PUBLISHERS: u64 = 4;
 const IN_FLIGHT: u64 = 32;
@@ -187,11 +191,14 @@ async fn publish(client: Client, subject: String, stop: Arc<AtomicBool>, acked: 
                 acks.push((*n, context.publish_with_headers(subject.clone(), headers, payload.into()).await));
             }
             waiting.clear();
-            for (n, ack) in acks {
-                let stored = match ack {
-                    Ok(ack) => ack.await.is_ok(),
-                    Err(_) => false,
-                };
+            // All at once: each of them may be waited for in vain.
+            let answers = acks.into_iter().map(|(n, ack)| async move {
+                match ack {
+                    Ok(ack) => (n, ack.await.is_ok()),
+                    Err(_) => (n, false),
+                }
+            });
+            for (n, stored) in join_all(answers).await {
                 if stored {
                     acked.fetch_add(1, Ordering::Relaxed);
                 } else {

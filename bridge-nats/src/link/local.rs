@@ -1,4 +1,8 @@
 //! The node's own side of a stream link: requests, stores and one pull consumer, awaited.
+//!
+//! Invariant: what the consumer delivered comes out of it without a gap. Its deliveries are counted; one that
+//! went elsewhere (no room for it, or an inbox that nobody reads any more) is an error, because an ack of a
+//! later message would be one of it too. Who opens the consumer anew gets it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,6 +16,7 @@ use beamlog_router::interest::{Envelope, Interest, Offered, Subscriber, Subscrip
 use beamlog_router::stream::Retention;
 use beamlog_router::{Full, Message, Router, Sequence, StreamPublish, Timestamp};
 use bytes::Bytes;
+use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -83,7 +88,8 @@ pub(crate) struct Delivered {
 }
 
 enum Came {
-    Message(Delivered),
+    /// With the consumer's own count of its deliveries up to this one.
+    Message(u64, Delivered),
     /// The request that was waiting has ended.
     Status,
 }
@@ -96,7 +102,7 @@ struct Inbox {
 impl Subscriber for Inbox {
     fn offer(&self, _subscription: u64, message: &Envelope<'_>) -> Offered {
         let came = match delivery(message) {
-            Some(delivered) => Came::Message(delivered),
+            Some((delivery, delivered)) => Came::Message(delivery, delivered),
             None => Came::Status,
         };
         match self.sender.try_send(came) {
@@ -109,18 +115,36 @@ impl Subscriber for Inbox {
 }
 
 /// `$JS.ACK.<stream>.<consumer>.<deliveries>.<sequence>.<consumer sequence>.<time>.<pending>`
-fn delivery(message: &Envelope<'_>) -> Option<Delivered> {
+fn delivery(message: &Envelope<'_>) -> Option<(u64, Delivered)> {
     let ack = std::str::from_utf8(message.reply).ok()?;
     let mut fields = ack.rsplit('.').skip(1);
     let time = fields.next()?.parse().ok()?;
-    let sequence = fields.nth(1)?.parse().ok()?;
-    Some(Delivered {
+    let delivery = fields.next()?.parse().ok()?;
+    let sequence = fields.next()?.parse().ok()?;
+    let delivered = Delivered {
         sequence,
         time: Timestamp(time),
         subject: Bytes::copy_from_slice(message.subject),
         headers: Bytes::copy_from_slice(message.headers),
         payload: Bytes::copy_from_slice(message.payload),
-    })
+    };
+    Some((delivery, delivered))
+}
+
+/// A delivery of the consumer did not come here.
+#[derive(Clone, Copy, Debug, Error)]
+#[error("delivery {expected} did not come; what was delivered is read again")]
+pub(crate) struct LostDelivery {
+    expected: u64,
+}
+
+/// Why a consumer cannot be gone on with.
+#[derive(Debug, Error)]
+pub(crate) enum LocalError {
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    #[error(transparent)]
+    Lost(#[from] LostDelivery),
 }
 
 /// A durable consumer of a stream here: the cursor of an export.
@@ -136,6 +160,8 @@ pub(crate) struct LocalConsumer {
     asked: usize,
     asked_at: Instant,
     policy: AckPolicy,
+    /// Deliveries that came, or were made before this was opened.
+    deliveries: u64,
 }
 
 /// Deliveries that wait in the channel.
@@ -186,7 +212,9 @@ impl LocalConsumer {
             }
             Err(error) => return Err(error),
         };
-        let inbox: Bytes = format!("_LINK.{}", INBOXES.fetch_add(1, Ordering::Relaxed)).into();
+        // In a cluster the inboxes of all nodes are in one space of subjects.
+        let number = INBOXES.fetch_add(1, Ordering::Relaxed);
+        let inbox: Bytes = format!("_LINK.{}.{number}", router.node_id()).into();
         let (sender, receiver) = mpsc::channel(INBOX_MAX);
         let interest = Arc::clone(router.interest());
         let subscription = interest
@@ -203,6 +231,7 @@ impl LocalConsumer {
             asked: 0,
             asked_at: Instant::now(),
             policy,
+            deliveries: consumer.delivered.consumer,
         };
         let held = opened.unacked(&consumer, filter).await?;
         Ok((opened, held))
@@ -258,13 +287,10 @@ impl LocalConsumer {
     }
 
     /// The next message. *Cancel safety*: may be dropped.
-    pub(crate) async fn next(&mut self) -> Delivered {
+    pub(crate) async fn next(&mut self) -> Result<Delivered, LostDelivery> {
         loop {
             match self.receiver.recv().await {
-                Some(Came::Message(delivered)) => {
-                    self.asked = self.asked.saturating_sub(1);
-                    return delivered;
-                }
+                Some(Came::Message(delivery, delivered)) => return self.count(delivery, delivered),
                 // Requests end together with what they asked for, all but one at most.
                 Some(Came::Status) => self.asked = 0,
                 None => std::future::pending().await,
@@ -273,17 +299,24 @@ impl LocalConsumer {
     }
 
     /// The next message, if it is here.
-    pub(crate) fn try_next(&mut self) -> Option<Delivered> {
+    pub(crate) fn try_next(&mut self) -> Option<Result<Delivered, LostDelivery>> {
         loop {
             match self.receiver.try_recv() {
-                Ok(Came::Message(delivered)) => {
-                    self.asked = self.asked.saturating_sub(1);
-                    return Some(delivered);
-                }
+                Ok(Came::Message(delivery, delivered)) => return Some(self.count(delivery, delivered)),
                 Ok(Came::Status) => self.asked = 0,
                 Err(_) => return None,
             }
         }
+    }
+
+    fn count(&mut self, delivery: u64, delivered: Delivered) -> Result<Delivered, LostDelivery> {
+        self.asked = self.asked.saturating_sub(1);
+        let expected = self.deliveries + 1;
+        if delivery != expected {
+            return Err(LostDelivery { expected });
+        }
+        self.deliveries = delivery;
+        Ok(delivered)
     }
 
     /// Moves the cursor: `done` ascend, and everything up to the last of them is done.
@@ -306,13 +339,19 @@ impl LocalConsumer {
     }
 
     /// How many messages are behind what was delivered.
-    pub(crate) async fn pending(&self) -> Result<u64, ApiError> {
+    pub(crate) async fn pending(&self) -> Result<u64, LocalError> {
         let info = self::stream(&self.router, &self.stream.config.name).await?;
         if info.created != self.stream.created {
             // Made anew: this consumer went with the one before.
-            return Err(ApiError::ConsumerNotFound);
+            return Err(ApiError::ConsumerNotFound.into());
         }
-        Ok(consumer_info(&self.router, &self.stream.config.name, &self.name).await?.pending)
+        let consumer = consumer_info(&self.router, &self.stream.config.name, &self.name).await?;
+        // What was delivered before this answer waits in the channel by now, or went elsewhere.
+        let here = self.deliveries + self.receiver.len() as u64;
+        if consumer.delivered.consumer > here {
+            return Err(LostDelivery { expected: here + 1 }.into());
+        }
+        Ok(consumer.pending)
     }
 }
 

@@ -3,6 +3,11 @@
 //!
 //! A rule is a task that asks its [`RuleContext`] for a session, works until that is lost, and asks again.
 //! It ends when the link stops. One that panics is begun anew.
+//!
+//! Invariant: of one link at most one supervisor runs. One that is started again begins when the one before it
+//! has finished what it had in flight: two would take each other's messages from the cursors that they share.
+//!
+//! In a cluster every node knows the links, and the one that leads runs them; at the others they stand by.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -26,6 +31,8 @@ use super::{core, diff, export, import, kv};
 
 /// Links of one node.
 const LINKS_MAX: usize = 64;
+/// How long a supervisor may take to finish before the next one of its link begins without it.
+const HANDOVER: Duration = Duration::from_secs(20);
 /// How long a link waits before it connects again: from the first to the longest, doubling, with jitter.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
 
@@ -52,12 +59,25 @@ pub struct Links {
 
 struct Inner {
     router: Router,
-    links: Mutex<BTreeMap<String, Running>>,
+    is_clustered: bool,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    links: BTreeMap<String, Running>,
+    /// Another node runs them.
+    is_standby: bool,
+    /// Nothing is started any more.
+    is_drained: bool,
+    /// Supervisors that were told to stop, by the name of their link.
+    ending: BTreeMap<String, JoinHandle<()>>,
 }
 
 struct Running {
     link: CheckedLink,
     shared: Arc<Shared>,
+    is_paused: bool,
     task: Option<Task>,
 }
 
@@ -90,7 +110,32 @@ impl Links {
     /// No links yet. Needs a runtime when links are added.
     #[must_use]
     pub fn new(router: Router) -> Self {
-        Self { inner: Arc::new(Inner { router, links: Mutex::default() }) }
+        Self { inner: Arc::new(Inner { router, is_clustered: false, known: Mutex::default() }) }
+    }
+
+    /// The same for a node of a cluster: links stand by until [`Links::lead`] says that they run here.
+    #[must_use]
+    pub fn in_cluster(router: Router) -> Self {
+        let known = Known { is_standby: true, ..Known::default() };
+        Self { inner: Arc::new(Inner { router, is_clustered: true, known: Mutex::new(known) }) }
+    }
+
+    /// Starts all links that are not paused, or has them all stand by.
+    pub fn lead(&self, leads: bool) {
+        let mut known = self.known();
+        if known.is_standby != leads || known.is_drained {
+            return;
+        }
+        known.is_standby = !leads;
+        let Known { links, ending, .. } = &mut *known;
+        for running in links.values_mut() {
+            if leads {
+                running.start(&self.inner, ending);
+            } else {
+                let state = if running.is_paused { LinkState::Paused } else { LinkState::Standby };
+                running.stop(state, ending);
+            }
+        }
     }
 
     /// Adds a link and starts it, unless it is configured as paused.
@@ -103,24 +148,25 @@ impl Links {
         if link.kind != LinkKind::Nats {
             return Err(LinkError::Kind(name));
         }
-        let mut links = self.links();
-        if links.contains_key(&name) {
+        let mut known = self.known();
+        if known.links.contains_key(&name) {
             return Err(LinkError::Exists(name));
         }
-        if links.len() >= LINKS_MAX {
+        if known.links.len() >= LINKS_MAX {
             return Err(LinkError::TooMany);
         }
+        let is_paused = link.config.paused;
+        let state = if is_paused { LinkState::Paused } else { LinkState::Standby };
         let shared = Arc::new(Shared {
             meters: link.rules.iter().map(|_| Arc::default()).collect(),
             reconnects: AtomicU64::new(0),
-            words: Mutex::new(Words { state: LinkState::Paused, server: None, last_error: None }),
+            words: Mutex::new(Words { state, server: None, last_error: None }),
         });
-        let paused = link.config.paused;
-        let mut running = Running { link, shared, task: None };
-        if !paused {
-            running.start(&self.inner.router);
+        let mut running = Running { link, shared, is_paused, task: None };
+        if !known.is_standby {
+            running.start(&self.inner, &mut known.ending);
         }
-        links.insert(name, running);
+        known.links.insert(name, running);
         Ok(())
     }
 
@@ -129,8 +175,10 @@ impl Links {
     /// # Errors
     /// There is none of this name.
     pub fn remove(&self, name: &str) -> Result<(), LinkError> {
-        let mut running = self.links().remove(name).ok_or_else(|| LinkError::Unknown(name.to_owned()))?;
-        running.stop(LinkState::Stopped);
+        let mut known = self.known();
+        let running = known.links.remove(name);
+        let mut running = running.ok_or_else(|| LinkError::Unknown(name.to_owned()))?;
+        running.stop(LinkState::Stopped, &mut known.ending);
         Ok(())
     }
 
@@ -139,8 +187,9 @@ impl Links {
     /// # Errors
     /// There is none of this name.
     pub fn pause(&self, name: &str) -> Result<(), LinkError> {
-        self.with(name, |running, _| {
-            running.stop(LinkState::Paused);
+        self.with(name, |running, known| {
+            running.is_paused = true;
+            running.stop(LinkState::Paused, known);
         })
     }
 
@@ -149,11 +198,16 @@ impl Links {
     /// # Errors
     /// There is none of this name.
     pub fn resume(&self, name: &str) -> Result<(), LinkError> {
-        self.with(name, |running, router| {
-            if running.task.is_none() {
-                running.start(router);
-            }
-        })
+        let mut known = self.known();
+        let Known { links, is_standby, ending, .. } = &mut *known;
+        let running = links.get_mut(name).ok_or_else(|| LinkError::Unknown(name.to_owned()))?;
+        running.is_paused = false;
+        if *is_standby {
+            running.shared.set(LinkState::Standby, None);
+        } else {
+            running.start(&self.inner, ending);
+        }
+        Ok(())
     }
 
     /// Has every rule of a link compare both sides anew and go on from what it finds.
@@ -173,7 +227,7 @@ impl Links {
     /// # Errors
     /// There is none of this name.
     pub async fn diff(&self, name: &str) -> Result<Vec<RuleDiff>, LinkError> {
-        let link = self.links().get(name).map(|running| running.link.clone());
+        let link = self.known().links.get(name).map(|running| running.link.clone());
         let link = link.ok_or_else(|| LinkError::Unknown(name.to_owned()))?;
         Ok(diff::compare(&self.inner.router, &link).await)
     }
@@ -181,18 +235,18 @@ impl Links {
     /// How all links are, by name.
     #[must_use]
     pub fn status(&self) -> Vec<LinkStatus> {
-        self.links().values().map(Running::status).collect()
+        self.known().links.values().map(Running::status).collect()
     }
 
     /// What a link was configured with.
     #[must_use]
     pub fn config(&self, name: &str) -> Option<LinkConfig> {
-        self.links().get(name).map(|running| running.link.config.clone())
+        self.known().links.get(name).map(|running| running.link.config.clone())
     }
 
     #[must_use]
     pub fn names(&self) -> Vec<String> {
-        self.links().keys().cloned().collect()
+        self.known().links.keys().cloned().collect()
     }
 
     /// Stops all links: what is in flight is finished within `grace`, then dropped. Nothing was acked that
@@ -201,57 +255,83 @@ impl Links {
     /// *Cancel safety*: links are told to stop at once; who cancels waits for nothing.
     pub async fn drain(&self, grace: Duration) {
         let deadline = Instant::now() + grace;
-        let mut stopping = Vec::new();
-        for running in self.links().values_mut() {
-            stopping.extend(running.stop(LinkState::Stopped));
-        }
-        for mut supervisor in stopping {
+        let stopping = {
+            let mut known = self.known();
+            let Known { links, ending, is_standby, is_drained } = &mut *known;
+            (*is_standby, *is_drained) = (true, true);
+            for running in links.values_mut() {
+                running.stop(LinkState::Stopped, ending);
+            }
+            std::mem::take(ending)
+        };
+        for mut supervisor in stopping.into_values() {
             if tokio::time::timeout_at(deadline, &mut supervisor).await.is_err() {
                 supervisor.abort();
             }
         }
     }
 
-    fn with(&self, name: &str, change: impl FnOnce(&mut Running, &Router)) -> Result<(), LinkError> {
-        let mut links = self.links();
-        let running = links.get_mut(name).ok_or_else(|| LinkError::Unknown(name.to_owned()))?;
-        change(running, &self.inner.router);
+    fn with(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut Running, &mut BTreeMap<String, JoinHandle<()>>),
+    ) -> Result<(), LinkError> {
+        let mut known = self.known();
+        let Known { links, ending, .. } = &mut *known;
+        change(links.get_mut(name).ok_or_else(|| LinkError::Unknown(name.to_owned()))?, ending);
         Ok(())
     }
 
-    fn links(&self) -> MutexGuard<'_, BTreeMap<String, Running>> {
-        self.inner.links.lock().unwrap_or_else(PoisonError::into_inner)
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.inner.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        for running in self.links.get_mut().unwrap_or_else(PoisonError::into_inner).values_mut() {
-            running.stop(LinkState::Stopped);
+        let Known { links, ending, .. } = self.known.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for running in links.values_mut() {
+            running.stop(LinkState::Stopped, ending);
         }
     }
 }
 
 impl Running {
-    fn start(&mut self, router: &Router) {
+    /// Starts it behind what was started before, unless it runs or is paused.
+    fn start(&mut self, inner: &Inner, ending: &mut BTreeMap<String, JoinHandle<()>>) {
+        if self.task.is_some() || self.is_paused {
+            return;
+        }
         let (stop, stopped) = watch::channel(false);
         let (resync, resynced) = watch::channel(0);
         self.shared.set(LinkState::Connecting, None);
         let supervisor = Supervisor {
-            router: router.clone(),
+            router: inner.router.clone(),
+            is_clustered: inner.is_clustered,
             link: self.link.clone(),
             shared: Arc::clone(&self.shared),
             stop: stopped,
             resync: resynced,
         };
-        self.task = Some(Task { stop, resync, supervisor: tokio::spawn(supervisor.run()) });
+        let before = ending.remove(&self.link.config.name);
+        let supervisor = tokio::spawn(async move {
+            if let Some(before) = before {
+                finished(before).await;
+            }
+            supervisor.run().await;
+        });
+        self.task = Some(Task { stop, resync, supervisor });
     }
 
-    fn stop(&mut self, state: LinkState) -> Option<JoinHandle<()>> {
+    /// Tells it to stop; what it finishes first is kept under its name.
+    fn stop(&mut self, state: LinkState, ending: &mut BTreeMap<String, JoinHandle<()>>) {
         self.shared.set(state, None);
-        let task = self.task.take()?;
-        task.stop.send_replace(true);
-        Some(task.supervisor)
+        if let Some(task) = self.task.take() {
+            task.stop.send_replace(true);
+            ending.retain(|_, supervisor| !supervisor.is_finished());
+            // One that was to begin behind another waits for that one.
+            ending.insert(self.link.config.name.clone(), task.supervisor);
+        }
     }
 
     fn status(&self) -> LinkStatus {
@@ -271,14 +351,18 @@ impl Running {
                     LinkState::Degraded { cause } => {
                         Some(LinkState::Degraded { cause: format!("{}: {cause}", rule.rule) })
                     }
-                    LinkState::Connecting | LinkState::Connected | LinkState::Paused | LinkState::Stopped => {
-                        None
-                    }
+                    LinkState::Connecting
+                    | LinkState::Connected
+                    | LinkState::Standby
+                    | LinkState::Paused
+                    | LinkState::Stopped => None,
                 })
                 .unwrap_or(LinkState::Connected),
-            LinkState::Connecting | LinkState::Degraded { .. } | LinkState::Paused | LinkState::Stopped => {
-                words.state.clone()
-            }
+            LinkState::Connecting
+            | LinkState::Degraded { .. }
+            | LinkState::Standby
+            | LinkState::Paused
+            | LinkState::Stopped => words.state.clone(),
         };
         LinkStatus {
             name: self.link.config.name.clone(),
@@ -305,10 +389,26 @@ impl Shared {
     }
 }
 
+/// A cause, with what the server said if it denied something to this session.
+pub(crate) fn explained(session: &Session, cause: String) -> String {
+    let said = session.cause();
+    if said.to_lowercase().contains("permissions violation") { format!("{cause} ({said})") } else { cause }
+}
+
+/// Waits until a supervisor that was told to stop has finished. *Cancel safety*: when dropped, it goes on.
+async fn finished(mut before: JoinHandle<()>) {
+    if tokio::time::timeout(HANDOVER, &mut before).await.is_err() {
+        before.abort();
+        drop(before.await);
+    }
+}
+
 /// What a rule works with.
 #[derive(Clone)]
 pub(crate) struct RuleContext {
     pub(crate) router: Router,
+    /// Other nodes may run the link after this one: what it leaves there is not this node's.
+    pub(crate) is_clustered: bool,
     /// The name of the link.
     pub(crate) link: Arc<str>,
     pub(crate) meter: Arc<Meter>,
@@ -408,6 +508,7 @@ impl Backoff {
 
 struct Supervisor {
     router: Router,
+    is_clustered: bool,
     link: CheckedLink,
     shared: Arc<Shared>,
     stop: watch::Receiver<bool>,
@@ -437,6 +538,7 @@ impl Supervisor {
     fn bare_context(&self, sessions: &watch::Sender<Option<Session>>, limit: &Arc<Limit>) -> RuleContext {
         RuleContext {
             router: self.router.clone(),
+            is_clustered: self.is_clustered,
             link: self.link.config.name.as_str().into(),
             meter: Arc::default(),
             limit: Arc::clone(limit),

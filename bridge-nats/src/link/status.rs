@@ -17,6 +17,8 @@ pub enum LinkState {
     Degraded {
         cause: String,
     },
+    /// Another node of the cluster runs it.
+    Standby,
     Paused,
     Stopped,
 }

@@ -9,12 +9,12 @@ use futures_util::StreamExt;
 
 use crate::link_world::{PATIENCE, Site, Upstream, link, requests, subject, until};
 
-async fn next(subscriber: &mut Subscriber) -> Message {
+pub(crate) async fn next(subscriber: &mut Subscriber) -> Message {
     tokio::time::timeout(PATIENCE, subscriber.next()).await.expect("in time").expect("a message")
 }
 
 /// A subscription that the server has.
-async fn listen(client: &Client, filter: &str) -> Subscriber {
+pub(crate) async fn listen(client: &Client, filter: &str) -> Subscriber {
     let subscriber = client.subscribe(filter.to_owned()).await.unwrap();
     settle(client).await;
     subscriber
@@ -29,7 +29,7 @@ async fn settle(client: &Client) {
     next(&mut echo).await;
 }
 
-async fn say(client: &Client, subject: &str, payload: &str) {
+pub(crate) async fn say(client: &Client, subject: &str, payload: &str) {
     client.publish(subject.to_owned(), payload.to_owned().into()).await.unwrap();
     client.flush().await.unwrap();
 }
@@ -327,7 +327,11 @@ async fn a_revoked_permission_is_the_cause_and_its_return_the_cure() {
         let causes: Vec<String> = (site.status("core").rules.iter())
             .filter_map(|rule| match &rule.state {
                 LinkState::Degraded { cause } => Some(cause.to_lowercase()),
-                LinkState::Connecting | LinkState::Connected | LinkState::Paused | LinkState::Stopped => None,
+                LinkState::Connecting
+                | LinkState::Connected
+                | LinkState::Standby
+                | LinkState::Paused
+                | LinkState::Stopped => None,
             })
             .collect();
         causes.len() == 2

@@ -13,25 +13,25 @@ use futures_util::StreamExt;
 
 use crate::link_world::{Site, Upstream, Way, link, until};
 
-fn stream(name: &str) -> RuleConfig {
+pub(crate) fn stream(name: &str) -> RuleConfig {
     RuleConfig { stream: Some(name.to_owned()), ..RuleConfig::default() }
 }
 
-fn importing(name: &str, upstream: &Upstream, rule: RuleConfig) -> LinkConfig {
+pub(crate) fn importing(name: &str, upstream: &Upstream, rule: RuleConfig) -> LinkConfig {
     LinkConfig { import: vec![rule], ..link(name, upstream) }
 }
 
-fn exporting(name: &str, upstream: &Upstream, rule: RuleConfig) -> LinkConfig {
+pub(crate) fn exporting(name: &str, upstream: &Upstream, rule: RuleConfig) -> LinkConfig {
     LinkConfig { export: vec![rule], ..link(name, upstream) }
 }
 
-async fn make(context: &Context, name: &str, subjects: &[&str]) {
+pub(crate) async fn make(context: &Context, name: &str, subjects: &[&str]) {
     let subjects = subjects.iter().map(|subject| (*subject).to_owned()).collect();
     context.create_stream(Config { name: name.into(), subjects, ..Config::default() }).await.unwrap();
 }
 
 /// Publishes `m<n>` for each of the range on one of seven subjects under `prefix`, in pipelines.
-async fn publish(context: &Context, prefix: &str, range: std::ops::Range<u64>) {
+pub(crate) async fn publish(context: &Context, prefix: &str, range: std::ops::Range<u64>) {
     let numbers: Vec<u64> = range.collect();
     for chunk in numbers.chunks(200) {
         let mut acks = Vec::new();
@@ -45,7 +45,7 @@ async fn publish(context: &Context, prefix: &str, range: std::ops::Range<u64>) {
     }
 }
 
-struct Stored {
+pub(crate) struct Stored {
     subject: String,
     headers: HeaderMap,
     payload: String,
@@ -53,7 +53,7 @@ struct Stored {
 }
 
 /// Everything a stream has.
-async fn everything(client: &Client, name: &str) -> Vec<Stored> {
+pub(crate) async fn everything(client: &Client, name: &str) -> Vec<Stored> {
     let context = jetstream::new(client.clone());
     let mut stream = context.get_stream(name).await.unwrap();
     let count = stream.info().await.unwrap().state.messages;
@@ -80,7 +80,7 @@ async fn everything(client: &Client, name: &str) -> Vec<Stored> {
     stored
 }
 
-async fn count(client: &Client, name: &str) -> u64 {
+pub(crate) async fn count(client: &Client, name: &str) -> u64 {
     let context = jetstream::new(client.clone());
     match context.get_stream(name).await {
         Ok(stream) => stream.cached_info().state.messages,
@@ -89,7 +89,7 @@ async fn count(client: &Client, name: &str) -> u64 {
 }
 
 /// Each of `m0` to `m<n - 1>` once, and in order on each subject.
-async fn check_each_once(client: &Client, name: &str, n: u64) {
+pub(crate) async fn check_each_once(client: &Client, name: &str, n: u64) {
     until(&format!("{n} messages are in {name}"), async || count(client, name).await >= n).await;
     check_stored(&everything(client, name).await, n);
 }

@@ -40,8 +40,29 @@ pub(crate) fn nats_binary() -> PathBuf {
     }
 }
 
+/// The oldest nats-server that a link is meant for.
+pub(crate) fn old_nats_binary() -> PathBuf {
+    let path = match std::env::var_os("BEAMLOG_TEST_OLD_NATS_SERVER") {
+        Some(path) => PathBuf::from(path),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../.venv/old/nats-server"),
+    };
+    assert!(
+        path.exists(),
+        "this test runs nats-server 2.9.10 and there is none at {}: run scripts/test, which fetches it, or name \
+         one in BEAMLOG_TEST_OLD_NATS_SERVER",
+        path.display()
+    );
+    path
+}
+
+/// Free now; nobody else asks for it in between but by chance.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 /// A nats-server at an address that stays the same over restarts.
 pub(crate) struct Upstream {
+    binary: PathBuf,
     process: Option<Child>,
     port: u16,
     configuration: String,
@@ -55,11 +76,15 @@ impl Upstream {
 
     /// Starts with more lines of configuration.
     pub(crate) fn with_configuration(configuration: &str) -> Self {
-        // Free now; nobody else asks for it in between but by chance.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        Self::of(nats_binary(), configuration)
+    }
+
+    /// Starts another server than the newest.
+    pub(crate) fn of(binary: PathBuf, configuration: &str) -> Self {
         let mut upstream = Self {
+            binary,
             process: None,
-            port,
+            port: free_port(),
             configuration: configuration.to_owned(),
             directory: tempfile::tempdir().unwrap(),
         };
@@ -71,7 +96,7 @@ impl Upstream {
         let file = self.directory.path().join("server.conf");
         std::fs::write(&file, self.text()).unwrap();
         let mut process =
-            Command::new(nats_binary()).arg("-c").arg(&file).stderr(Stdio::piped()).spawn().unwrap();
+            Command::new(&self.binary).arg("-c").arg(&file).stderr(Stdio::piped()).spawn().unwrap();
         let mut log = BufReader::new(process.stderr.take().unwrap()).lines();
         let mut said = Vec::new();
         let ready = log.by_ref().map_while(Result::ok).any(|line| {
@@ -86,7 +111,10 @@ impl Upstream {
     }
 
     fn text(&self) -> String {
-        // A configuration that says more of JetStream says it first.
+        // A configuration that says more of JetStream says it first, or that there is none.
+        if let Some(rest) = self.configuration.strip_prefix(NO_JETSTREAM) {
+            return format!("listen: 127.0.0.1:{}\n{rest}\n", self.port);
+        }
         let (jetstream, rest) = match self.configuration.strip_prefix("jetstream: ") {
             Some(said) => said.split_once('\n').unwrap_or((said, "")),
             None => ("", self.configuration.as_str()),
@@ -105,6 +133,11 @@ impl Upstream {
     pub(crate) fn signal(&self, name: &str) {
         let id = self.process.as_ref().unwrap().id().to_string();
         assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
+    }
+
+    /// Puts other lines in place for the next start.
+    pub(crate) fn configure(&mut self, configuration: &str) {
+        configuration.clone_into(&mut self.configuration);
     }
 
     /// Puts other lines in place and has the server read them.
@@ -127,6 +160,39 @@ impl Upstream {
 impl Drop for Upstream {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// A configuration that begins with this is of a server without JetStream.
+pub(crate) const NO_JETSTREAM: &str = "no jetstream\n";
+
+/// A cluster of nats-servers.
+pub(crate) struct UpstreamCluster {
+    pub(crate) servers: Vec<Upstream>,
+}
+
+impl UpstreamCluster {
+    pub(crate) fn start() -> Self {
+        let ports = [free_port(), free_port(), free_port()];
+        let routes = ports.map(|port| format!("nats://127.0.0.1:{port}")).join(", ");
+        let configure = |(at, port): (usize, u16)| {
+            format!(
+                "server_name: s{at}\ncluster {{ name: c, listen: \"127.0.0.1:{port}\", routes: [ {routes} ] }}"
+            )
+        };
+        let servers = (ports.into_iter().enumerate()).map(configure);
+        Self { servers: servers.map(|text| Upstream::with_configuration(&text)).collect() }
+    }
+
+    pub(crate) fn urls(&self) -> Vec<String> {
+        self.servers.iter().map(Upstream::url).collect()
+    }
+
+    pub(crate) async fn client(&self) -> Client {
+        let options = async_nats::ConnectOptions::new()
+            .request_timeout(Some(Duration::from_secs(2)))
+            .reconnect_delay_callback(|_| Duration::from_millis(50));
+        options.connect(self.urls()).await.unwrap()
     }
 }
 
@@ -192,7 +258,7 @@ impl Site {
             if is_connected {
                 return;
             }
-            assert!(begun.elapsed() < PATIENCE, "not connected: {status:#?}");
+            assert!(begun.elapsed() < PATIENCE, "not connected: {status:?}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }

@@ -342,8 +342,9 @@ const fn link_gauge(name: &'static str, text: &'static str, read: fn(&LinkStatus
 static LINK_METRICS: &[LinkMetric] = &[
     link_gauge(
         "beamlog_nats_link_state",
-        "4 connected, 3 degraded, 2 connecting, 1 paused, 0 stopped",
+        "5 standing by (another node of the cluster runs it), 4 connected, 3 degraded, 2 connecting, 1 paused, 0 stopped",
         |link| match link.state {
+            LinkState::Standby => 5.0,
             LinkState::Connected => 4.0,
             LinkState::Degraded { .. } => 3.0,
             LinkState::Connecting => 2.0,

@@ -16,7 +16,8 @@ use beamlog_net::mesh::Mesh;
 use beamlog_net::peer::{ByLane, Lane, PeerHandler, PeerId, PeerTransport};
 use beamlog_net::transport::{BindError, Kind, Transport, TransportOptions};
 use beamlog_router::Router;
-use beamlog_router::replica::Replica;
+use beamlog_router::replica::{Replica, Role};
+use tokio::sync::watch;
 
 pub(crate) use api::ClusterApi;
 pub(crate) use shown::{Asked, change, status};
@@ -143,6 +144,11 @@ impl Prepared {
 }
 
 impl NodeCluster {
+    /// Whether this node leads.
+    pub(crate) fn role(&self) -> watch::Receiver<Role> {
+        self.cluster.role()
+    }
+
     /// Stops taking part, and says good-bye to the peers.
     pub(crate) async fn stop(&self) {
         self.cluster.stop().await;

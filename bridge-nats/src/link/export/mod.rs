@@ -16,10 +16,10 @@ use tokio::time::Instant;
 use self::remote::Remote;
 use super::connection::Session;
 use super::dead::{self, Letter};
-use super::local::{self, Delivered, LocalConsumer};
+use super::local::{self, Delivered, LocalConsumer, LocalError};
 use super::mapping;
 use super::rules::{ExportStream, Rule};
-use super::runtime::{Backoff, RuleContext};
+use super::runtime::{Backoff, RuleContext, explained};
 use super::trail::{self, StreamKey, Trail};
 use super::window::{After, Phase, Send, Verdict, Window};
 
@@ -70,7 +70,7 @@ pub(crate) async fn run(mut context: RuleContext, rule: ExportStream) {
             Ended::Stopping => return,
             Ended::Lost => {}
             Ended::There(cause) => {
-                context.degraded(&label, cause);
+                context.degraded(&label, explained(&session, cause));
                 if !context.wait(backoff.next()).await {
                     return;
                 }
@@ -216,9 +216,12 @@ impl Exporter {
                     }
                 }
                 message = self.local.next(), if !draining && self.window.room() > 0 => {
-                    self.take(message);
-                    while self.window.room() > 0 && let Some(message) = self.local.try_next() {
-                        self.take(message);
+                    let mut next = Some(message);
+                    while let Some(message) = next {
+                        if let Err(error) = message.map(|message| self.take(message)) {
+                            return Ended::Here(format!("stream {} here: {error}", self.rule.stream));
+                        }
+                        next = if self.window.room() > 0 { self.local.try_next() } else { None };
                     }
                 }
                 () = sleep_until(rest), if rest.is_some() => {
@@ -229,7 +232,8 @@ impl Exporter {
                     let limit = u64::try_from(ACK_TIMEOUT.as_millis()).unwrap_or(u64::MAX);
                     let since = self.now().saturating_sub(limit);
                     if self.window.give_up(since) {
-                        context.degraded(&self.label, "their publish acks do not come".to_owned());
+                        let cause = "their publish acks do not come".to_owned();
+                        context.degraded(&self.label, explained(session, cause));
                     }
                     if let Err(error) = self.measure(context).await {
                         return Ended::Here(format!("stream {} here: {error}", self.rule.stream));
@@ -396,7 +400,7 @@ impl Exporter {
         Ok(())
     }
 
-    async fn measure(&self, context: &RuleContext) -> Result<(), ApiError> {
+    async fn measure(&self, context: &RuleContext) -> Result<(), LocalError> {
         let pending = self.local.pending().await?;
         let here = self.window.len() as u64;
         // What the window holds tells how large the others are.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use beamlog_router::api::error::PublishRefusal;
 use beamlog_router::api::request::{PublishOutcome, Published, Request, Response};
-use beamlog_router::stream::StreamConfig;
+use beamlog_router::stream::{Provenance, StreamConfig};
 use beamlog_router::{Full, StreamId, StreamPublish};
 use bytes::Bytes;
 use futures_util::stream::FuturesOrdered;
@@ -20,7 +20,7 @@ use super::connection::Session;
 use super::dead::{self, Letter};
 use super::export::age_seconds;
 use super::rules::{ImportStream, Rule};
-use super::runtime::{Backoff, RuleContext};
+use super::runtime::{Backoff, RuleContext, explained};
 use super::trail::{self, StreamKey, Trail};
 use super::window::{After, Phase, Send, Verdict, Window};
 use super::{local, mapping};
@@ -58,7 +58,7 @@ pub(crate) async fn run(mut context: RuleContext, rule: ImportStream) {
             Ended::Stopping => return,
             Ended::Lost => {}
             Ended::Again(cause) => {
-                context.degraded(&importer.label, cause);
+                context.degraded(&importer.label, explained(&session, cause));
                 if !context.wait(backoff.next()).await {
                     return;
                 }
@@ -211,7 +211,7 @@ impl Importer {
         let mut plan = upstream::verify(session, plan, &here.origins).await?;
         if std::mem::take(&mut self.resync) {
             // What is in hand comes again, and what of it is stored is known then.
-            plan.discard = true;
+            plan.discard = plan.may_recreate();
             self.window = Window::new(WINDOW_MESSAGES, WINDOW_BYTES);
             self.from = None;
         }
@@ -228,10 +228,15 @@ impl Importer {
             self.window = Window::new(WINDOW_MESSAGES, WINDOW_BYTES);
             (self.from, self.last) = (Some(plan.key.clone()), None);
         }
+        // In a cluster whoever runs the link next goes on with the same consumer.
+        let owner = match context.is_clustered {
+            true => target.key.to_string(),
+            false => context.router.node_id().to_string(),
+        };
         let name = local::consumer_name(&[
             &context.link,
             "import",
-            &context.router.node_id().to_string(),
+            &owner,
             &self.rule.target,
             self.rule.filter.as_deref().unwrap_or_default(),
         ]);
@@ -296,11 +301,8 @@ impl Importer {
         arrived: Arrived,
     ) -> Result<(), Ended> {
         let sequence = arrived.sequence;
-        if self.window.is_past(sequence) {
-            // Our ack was lost on the way.
-            context.meter.duplicates(1);
-            upstream.ack(std::slice::from_ref(&arrived.reply)).await;
-            return Ok(());
+        if self.last.is_some_and(|last| sequence <= last) {
+            return self.take_again(context, upstream, target, arrived).await;
         }
         let missing = self.last.map_or(0, |last| sequence.saturating_sub(last + 1));
         if missing > 0 && self.rule.filter.is_none() {
@@ -323,6 +325,58 @@ impl Importer {
         Ok(())
     }
 
+    /// One that is not behind the last that came: it came before, or was lost then.
+    async fn take_again(
+        &mut self,
+        context: &RuleContext,
+        upstream: &Upstream,
+        target: &Target,
+        arrived: Arrived,
+    ) -> Result<(), Ended> {
+        let sequence = arrived.sequence;
+        if self.window.get(sequence).is_some() {
+            return Ok(());
+        }
+        if upstream.acks_all() && self.window.is_past(sequence) {
+            // Our ack was lost on the way.
+            context.meter.duplicates(1);
+            upstream.ack(std::slice::from_ref(&arrived.reply)).await;
+            return Ok(());
+        }
+        // Whether it was stored before, the stream here knows.
+        let reply = arrived.reply.clone();
+        let subject = mapping::apply(self.rule.mapping.as_ref(), arrived.subject.as_bytes());
+        let has_been_here = Trail::of_map(arrived.headers.as_ref()).has_been_in(&target.key);
+        let (Some(subject), false) = (subject, has_been_here) else {
+            context.meter.duplicates(1);
+            upstream.ack(&[reply]).await;
+            return Ok(());
+        };
+        let bytes = arrived.bytes();
+        context.limit.pass(bytes).await;
+        let message = InHand { arrived, from: upstream.key.clone(), subject };
+        let from =
+            trail::provenance(&message.from, sequence, message.arrived.time, self.rule.keep_sequence, None);
+        let outcome = local::store(&context.router, to_store(target, &message, &from)).await;
+        match outcome.result {
+            Ok(Published::Stored(_)) => context.meter.transferred(1, bytes as u64),
+            Ok(Published::Duplicate(_)) => context.meter.duplicates(1),
+            Err(PublishRefusal::WrongLastSequence { .. }) if self.rule.keep_sequence => {
+                self.park(context, sequence, &message, "it came too late to keep its sequence").await?;
+            }
+            Err(refusal) if is_for_ever(&refusal) => {
+                self.park(context, sequence, &message, &refusal.to_string()).await?;
+            }
+            Err(refusal) => {
+                return Err(Ended::Again(format!("stream {} here: {refusal}", self.rule.target)));
+            }
+        }
+        if !upstream.acks_all() {
+            upstream.ack(&[reply]).await;
+        }
+        Ok(())
+    }
+
     /// Hands to the log what may be handed to it now.
     async fn store(&mut self, context: &RuleContext, target: &Target) -> Result<(), Ended> {
         let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -333,13 +387,7 @@ impl Importer {
             };
             let keep = self.rule.keep_sequence;
             let from = trail::provenance(&message.from, sequence, message.arrived.time, keep, after);
-            let mut publish = StreamPublish {
-                stream: target.id,
-                subject: message.subject.clone(),
-                reply: Bytes::new(),
-                headers: trail::inward(message.arrived.headers.as_ref(), &from).into(),
-                payload: message.arrived.payload.clone(),
-            };
+            let mut publish = to_store(target, message, &from);
             let ticket = loop {
                 match context.router.store(publish) {
                     Ok(ticket) => break ticket,
@@ -431,13 +479,24 @@ impl Importer {
     }
 
     async fn measure(&mut self, context: &RuleContext, upstream: &mut Upstream) -> Result<(), String> {
-        let pending = upstream.pending().await?;
+        let pending = upstream.pending(self.window.is_empty()).await?;
         let here = self.window.len() as u64;
         let bytes = self.window.bytes() as u64;
         let bytes = bytes + bytes.checked_div(here).unwrap_or(0) * pending;
         let seconds = self.window.oldest().map_or(0, |message| age_seconds(message.arrived.time));
         context.meter.lag(here + pending, bytes, seconds);
         Ok(())
+    }
+}
+
+/// A message as it is stored here.
+fn to_store(target: &Target, message: &InHand, from: &Provenance) -> StreamPublish {
+    StreamPublish {
+        stream: target.id,
+        subject: message.subject.clone(),
+        reply: Bytes::new(),
+        headers: trail::inward(message.arrived.headers.as_ref(), from).into(),
+        payload: message.arrived.payload.clone(),
     }
 }
 

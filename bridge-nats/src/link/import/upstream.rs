@@ -68,6 +68,14 @@ pub(super) struct Plan {
     retention: RetentionPolicy,
 }
 
+impl Plan {
+    /// Whether a consumer may be deleted and made anew: where interest keeps messages, what it has not acked
+    /// would be deleted with it.
+    pub(super) fn may_recreate(&self) -> bool {
+        !matches!(self.retention, RetentionPolicy::Interest)
+    }
+}
+
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Begin {
     All,
@@ -211,6 +219,8 @@ pub(super) struct Upstream {
     deliveries: u64,
     /// An error that came while nobody waited.
     failed: Option<String>,
+    /// The count at the last look, if more was delivered by then than came.
+    stalled: Option<u64>,
 }
 
 impl Upstream {
@@ -234,8 +244,7 @@ impl Upstream {
         };
         let all_acks = matches!(plan.retention, RetentionPolicy::Limits);
         let policy = if all_acks { AckPolicy::All } else { AckPolicy::Explicit };
-        // Deleting a consumer of such a stream deletes what it has not acked.
-        let may_recreate = !matches!(plan.retention, RetentionPolicy::Interest);
+        let may_recreate = plan.may_recreate();
         let mut begin = plan.begin;
         let mut deliveries = None;
         if let Some(info) = &found {
@@ -243,7 +252,9 @@ impl Upstream {
                 && info.config.filter_subject == rule.filter.clone().unwrap_or_default();
             let lost =
                 info.num_ack_pending > 0 && last.is_none_or(|last| info.delivered.stream_sequence > last);
-            if plan.discard || !fits || (lost && may_recreate) {
+            // Acks may have been lost too. Where each is for itself, no later one makes up for them.
+            let unacked = info.num_ack_pending > 0 && !all_acks;
+            if plan.discard || !fits || ((lost || unacked) && may_recreate) {
                 if !plan.discard {
                     begin = resume(plan, last, info.ack_floor.stream_sequence);
                 }
@@ -257,6 +268,10 @@ impl Upstream {
             }
         } else if let Some(last) = last {
             begin = resume(plan, Some(last), 0);
+        }
+        // A work queue has only what is not acked, and its consumers begin nowhere else.
+        if matches!(plan.retention, RetentionPolicy::WorkQueue) {
+            begin = Begin::All;
         }
         let config = Config {
             durable_name: Some(name.to_owned()),
@@ -293,7 +308,14 @@ impl Upstream {
             all_acks,
             deliveries: deliveries.unwrap_or(0),
             failed: None,
+            stalled: None,
         })
+    }
+
+    /// Whether an ack is one of everything before it too. Otherwise what was lost on the way comes again
+    /// behind what came since.
+    pub(super) fn acks_all(&self) -> bool {
+        self.all_acks
     }
 
     /// Counts a delivery; an error if one before it went elsewhere.
@@ -351,21 +373,30 @@ impl Upstream {
         }
     }
 
-    /// How many messages there are that were not delivered yet.
-    pub(super) async fn pending(&mut self) -> Result<u64, String> {
+    /// How many messages there are that were not delivered yet. `is_idle`: everything that came is stored.
+    ///
+    /// # Errors
+    /// It cannot be asked, or something was delivered that did not come since the last look.
+    pub(super) async fn pending(&mut self, is_idle: bool) -> Result<u64, String> {
         let info = self.consumer.info().await;
         let info =
             info.map_err(|error| format!("our consumer of stream {} there: {error}", self.key.name))?;
+        let is_behind =
+            is_idle && info.num_ack_pending > 0 && info.delivered.consumer_sequence > self.deliveries;
+        if is_behind && self.stalled == Some(self.deliveries) {
+            return Err(format!(
+                "stream {} there: delivery {} did not come; what was lost on the way is asked for again",
+                self.key.name,
+                self.deliveries + 1
+            ));
+        }
+        self.stalled = is_behind.then_some(self.deliveries);
         Ok(info.num_pending)
     }
 }
 
 /// Where a consumer that is made anew begins: behind what came, or else behind what is durable here.
 fn resume(plan: &Plan, last: Option<u64>, ack_floor: u64) -> Begin {
-    // A work queue has only what is not acked, and its consumers begin nowhere else.
-    if matches!(plan.retention, RetentionPolicy::WorkQueue) {
-        return Begin::All;
-    }
     match last.unwrap_or(ack_floor) {
         0 => plan.begin,
         known => Begin::Sequence(known + 1),

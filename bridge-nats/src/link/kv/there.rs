@@ -1,11 +1,13 @@
 //! A bucket of the cluster at the other end.
 
+use std::time::Duration;
+
 use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::push::{Ordered, OrderedConfig};
-use async_nats::jetstream::context::{CreateKeyValueErrorKind, KeyValueErrorKind, PublishErrorKind};
-use async_nats::jetstream::kv::{self, Store};
-use async_nats::jetstream::stream::{LastRawMessageErrorKind, StorageType};
+use async_nats::jetstream::context::{KeyValueErrorKind, PublishErrorKind};
+use async_nats::jetstream::kv::Store;
+use async_nats::jetstream::stream::{Config, DiscardPolicy, LastRawMessageErrorKind, StorageType};
 use futures_util::{FutureExt, StreamExt};
 
 use super::copy::{Source, Target, Written};
@@ -14,6 +16,9 @@ use super::version::{BucketId, Entry, Operation, VERSION, Version};
 use crate::link::connection::Session;
 use crate::link::headers;
 use crate::link::trail::StreamKey;
+
+/// How long a bucket that we make knows the ids of writes.
+const DUPLICATES: Duration = Duration::from_secs(120);
 
 pub(super) struct Bucket {
     session: Session,
@@ -41,24 +46,35 @@ impl Bucket {
             return Ok(bucket);
         }
         let none = -1_i64;
-        let config = kv::Config {
-            bucket: name.to_owned(),
-            description: shape.description.clone(),
-            max_value_size: shape.max_value_bytes.and_then(|size| i32::try_from(size).ok()).unwrap_or(-1),
-            history: i64::try_from(shape.history).unwrap_or(1).clamp(1, 64),
-            max_age: std::time::Duration::from_nanos(shape.max_age_nanos),
+        let max_age = Duration::from_nanos(shape.max_age_nanos);
+        // As a stream: the library asks for the account first to make a bucket, and cannot read what servers
+        // before 2.10 answer.
+        let config = Config {
+            name: format!("KV_{name}"),
+            description: Some(shape.description.clone()).filter(|text| !text.is_empty()),
+            subjects: vec![format!("$KV.{name}.>")],
+            max_messages_per_subject: i64::try_from(shape.history).unwrap_or(1).clamp(1, 64),
+            max_message_size: shape.max_value_bytes.and_then(|size| i32::try_from(size).ok()).unwrap_or(-1),
             max_bytes: shape.max_bytes.and_then(|size| i64::try_from(size).ok()).unwrap_or(none),
+            max_messages: none,
+            max_consumers: -1,
+            max_age,
+            // It may not be longer than what it is about is kept.
+            duplicate_window: if max_age.is_zero() { DUPLICATES } else { max_age.min(DUPLICATES) },
             storage: if shape.in_memory { StorageType::Memory } else { StorageType::File },
+            discard: DiscardPolicy::New,
+            allow_rollup: true,
+            deny_delete: true,
+            allow_direct: true,
             num_replicas: 1,
-            ..kv::Config::default()
+            ..Config::default()
         };
-        match session.jetstream.create_key_value(config).await {
-            Ok(store) => Ok(Self::new(session, store)),
-            // Another rule, or somebody else, was faster.
-            Err(error) if error.kind() == CreateKeyValueErrorKind::BucketCreate => {
-                Self::open(session, name).await
-            }
-            Err(error) => Err(format!("making bucket {name} there: {error}")),
+        let made = session.jetstream.create_stream(config).await;
+        match (Self::open(session, name).await, made) {
+            // Another rule, or somebody else, may have been faster.
+            (Ok(bucket), _) => Ok(bucket),
+            (Err(_), Err(error)) => Err(format!("making bucket {name} there: {error}")),
+            (Err(error), Ok(_)) => Err(error),
         }
     }
 
