@@ -28,6 +28,8 @@ macro_rules! targets {
 
 targets! {
     api_request,
+    cell_envelope,
+    cell_plan,
     client_lines,
     decide_request,
     envelope,
