@@ -119,6 +119,16 @@ impl Role {
         }
     }
 
+    /// As words put it.
+    #[must_use]
+    pub const fn with_article(self) -> &'static str {
+        match self {
+            Self::Node => "a node",
+            Self::Witness => "a witness",
+            Self::Edge => "an edge",
+        }
+    }
+
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|role| role.name() == name)

@@ -6,6 +6,7 @@ pub mod admin;
 pub mod cli;
 mod cluster;
 pub mod config;
+mod edges;
 mod links;
 pub mod logging;
 mod node;
@@ -13,6 +14,7 @@ mod tasks;
 
 pub use cluster::{ClusterError, ClusterOptions};
 pub use config::NodeOptions;
+pub use edges::{HubError, HubOptions};
 pub use links::ChangeError as LinkChangeError;
 pub use node::{Node, StartError};
 pub use tasks::TasksError;

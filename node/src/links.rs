@@ -7,11 +7,12 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use beamlog_nats::link::status::LinkStatus;
 use beamlog_nats::link::{LinkError as RuntimeError, Links};
+use beamlog_net::peer::PeerId;
 use beamlog_router::Router;
 use beamlog_router::replica::Role;
 use thiserror::Error;
@@ -21,6 +22,7 @@ use tracing::{info, warn};
 use crate::config::NodeOptions;
 use crate::config::links::{LinkError, LinkProblem, LinkTable, Place, StoredError, StoredLinks, Variables};
 use crate::config::links::{check, resolve};
+use crate::edges::EdgeDialer;
 
 /// Why a change was not made. What was before still is.
 #[derive(Debug, Error)]
@@ -68,6 +70,7 @@ pub(crate) struct Shown {
 #[derive(Debug)]
 pub(crate) struct NodeLinks {
     running: Links,
+    dialer: EdgeDialer,
     data_dir: PathBuf,
     variables: Variables,
     known: Mutex<Known>,
@@ -92,8 +95,11 @@ impl NodeLinks {
         role: Option<watch::Receiver<Role>>,
     ) -> Result<Self, ChangeError> {
         let stored = StoredLinks::load(&options.data_dir)?;
+        let dialer = EdgeDialer::new(PeerId::of_store(&router.node_id().0));
+        let running = if role.is_some() { Links::in_cluster(router) } else { Links::new(router) };
         let links = Self {
-            running: if role.is_some() { Links::in_cluster(router) } else { Links::new(router) },
+            running: running.reaching(Arc::new(dialer.clone())),
+            dialer,
             data_dir: options.data_dir.clone(),
             variables: options.variables.clone(),
             known: Mutex::new(Known { file: options.links.clone(), stored, refused: BTreeMap::new() }),
@@ -261,6 +267,7 @@ impl NodeLinks {
     /// Stops all links within `grace`. *Cancel safety*: they are told to stop at once.
     pub(crate) async fn drain(&self, grace: Duration) {
         self.running.drain(grace).await;
+        self.dialer.close().await;
     }
 }
 

@@ -13,6 +13,8 @@ use std::time::{Duration, SystemTime};
 use beamlog_log::{CloseError, LogOptions, StdDisk};
 use beamlog_nats::jetstream::{Api, NatsWire};
 use beamlog_nats::{Auth, JetStream, Server, ServerOptions, TlsFilesError, TlsOptions};
+use beamlog_net::edge::Hub;
+use beamlog_net::peer::PeerId;
 use beamlog_router::replica::{Replica, Replicator};
 use beamlog_router::{Health, OpenError, Router, RouterOptions};
 use thiserror::Error;
@@ -22,6 +24,7 @@ use tracing::info;
 use crate::admin::{Admin, Monitor};
 use crate::cluster::{self, ClusterApi, ClusterError, NodeCluster};
 use crate::config::{Authentication, NodeOptions};
+use crate::edges::{self, HubError};
 use crate::links::{ChangeError, NodeLinks};
 use crate::tasks::{Tasks, TasksError};
 
@@ -44,6 +47,8 @@ pub enum StartError {
     Admin { address: SocketAddr, source: io::Error },
     #[error("starting the links")]
     Links(#[source] ChangeError),
+    #[error("listening for edges")]
+    Hub(#[source] Box<HubError>),
     #[error("taking part in the cluster")]
     Cluster(#[source] Box<ClusterError>),
 }
@@ -67,6 +72,7 @@ impl StartError {
                 by_port(source)
             }
             Self::Store { source, .. } => store_remedy(source),
+            Self::Hub(error) => error.remedy(),
             Self::Cluster(error) => error.remedy(),
             Self::Links(_) => "correct the link, or links.toml in the data directory",
             Self::Tasks(TasksError::Listen { source, .. }) => by_port(source),
@@ -125,6 +131,8 @@ pub struct Node {
     server: Arc<Server>,
     admin: Option<Admin>,
     links: Arc<NodeLinks>,
+    /// Where edges connect, if they may.
+    hub: Option<Hub>,
     /// Of a cluster, if it is in one.
     member: Option<NodeCluster>,
     monitor: Arc<Monitor>,
@@ -190,6 +198,16 @@ impl Node {
                 return Err(close_after(router, StartError::Links(error)).await);
             }
         };
+        let me = PeerId::of_store(&router.node_id().0);
+        let hub = match options.hub.as_ref().map(|hub| edges::start_hub(me, hub, &server)).transpose() {
+            Ok(hub) => hub,
+            Err(error) => {
+                drop(links);
+                drop(server);
+                stop_tasks(tasks).await;
+                return Err(close_after(router, StartError::Hub(Box::new(error))).await);
+            }
+        };
         let service = tasks.as_ref().map(|tasks| Arc::clone(tasks.service()));
         let monitor = Arc::new(Monitor::new(
             router.clone(),
@@ -207,6 +225,9 @@ impl Node {
                 Ok(listener) => Some(Admin::start(listener, address, Arc::clone(&monitor))),
                 Err(source) => {
                     drop(monitor);
+                    if let Some(hub) = hub {
+                        hub.close().await;
+                    }
                     drop(links);
                     drop(server);
                     stop_tasks(tasks).await;
@@ -215,7 +236,7 @@ impl Node {
             },
         };
         let drain_timeout = options.drain_timeout;
-        let node = Self { router, server, admin, links, member, monitor, tasks, drain_timeout };
+        let node = Self { router, server, admin, links, hub, member, monitor, tasks, drain_timeout };
         info!(
             version = env!("CARGO_PKG_VERSION"),
             server_name = node.server.server_name(),
@@ -238,6 +259,12 @@ impl Node {
     #[must_use]
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.admin.as_ref().map(Admin::local_addr)
+    }
+
+    /// Where edges connect, if they may.
+    #[must_use]
+    pub fn edge_address(&self) -> Option<SocketAddr> {
+        self.hub.as_ref().map(Hub::local_address)
     }
 
     /// Where gateways ask for back-pressure, if they may.
@@ -274,6 +301,10 @@ impl Node {
     /// *Cancel safety*: when dropped, the rest happens without anybody waiting for it.
     pub async fn stop(self) -> Result<(), CloseError> {
         self.monitor.set_draining();
+        // Edges are told at once, and come back by themselves: what they were not told was done, they send again.
+        if let Some(hub) = &self.hub {
+            hub.close().await;
+        }
         tokio::join!(self.links.drain(self.drain_timeout), self.server.drain(self.drain_timeout));
         drop(self.admin);
         // Its last words need the log.

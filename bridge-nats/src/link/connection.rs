@@ -9,7 +9,8 @@ use async_nats::{AuthError, ConnectErrorKind, ConnectOptions, Event};
 use thiserror::Error;
 use tokio::sync::{broadcast, watch};
 
-use super::rules::{Credentials, LinkConfig, Secret};
+use super::hub::{self, Loopback, LoopbackError, NoTunnel, SharedHubs, Urgency};
+use super::rules::{Credentials, LinkConfig, LinkKind, Secret};
 
 /// How long connecting to one address may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -33,6 +34,10 @@ pub(crate) enum ConnectError {
     Refused { server: String },
     #[error("connecting to {server}: {cause}")]
     Failed { server: String, cause: String },
+    #[error("connecting to {server}: {source}")]
+    Tunnel { server: String, source: NoTunnel },
+    #[error("connecting to {server}: {source}")]
+    Hub { server: String, source: LoopbackError },
     #[error("no address")]
     NoAddress,
 }
@@ -135,7 +140,11 @@ fn address(url: &str) -> Address {
 }
 
 /// Connects to one of the addresses, in random order.
-pub(crate) async fn connect(config: &LinkConfig) -> Result<(Session, String), ConnectError> {
+pub(crate) async fn connect(
+    config: &LinkConfig,
+    hubs: &SharedHubs,
+    urgency: Urgency,
+) -> Result<(Session, String), ConnectError> {
     let mut addresses: Vec<Address> = config.urls.iter().map(|url| address(url)).collect();
     if !addresses.is_empty() {
         let first = random() % addresses.len() as u64;
@@ -143,7 +152,7 @@ pub(crate) async fn connect(config: &LinkConfig) -> Result<(Session, String), Co
     }
     let mut last = ConnectError::NoAddress;
     for address in addresses {
-        match connect_to(config, &address).await {
+        match connect_to(config, &address, hubs, urgency).await {
             Ok(session) => return Ok((session, address.url)),
             Err(error) => last = error,
         }
@@ -151,11 +160,24 @@ pub(crate) async fn connect(config: &LinkConfig) -> Result<(Session, String), Co
     Err(last)
 }
 
-async fn connect_to(config: &LinkConfig, address: &Address) -> Result<Session, ConnectError> {
-    let identity = Identity::read(&config.credentials, address).await?;
+async fn connect_to(
+    config: &LinkConfig,
+    address: &Address,
+    hubs: &SharedHubs,
+    urgency: Urgency,
+) -> Result<Session, ConnectError> {
     let (lose, lost) = watch::channel(false);
     let lose = Arc::new(lose);
     let told = Arc::new(Told::default());
+    let (identity, url) = match LinkKind::of_url(&address.url) {
+        Some(LinkKind::Beamlog) => {
+            let loopback = to_hub(config, address, hubs, urgency, &told).await?;
+            (Identity::Token(loopback.token), format!("nats://{}", loopback.address))
+        }
+        Some(LinkKind::Nats) | None => {
+            (Identity::read(&config.credentials, address).await?, address.url.clone())
+        }
+    };
     let events = Arc::clone(&told);
     let used = Arc::new(AtomicU64::new(0));
     let mut options = ConnectOptions::with_auth_callback(move |nonce| {
@@ -206,7 +228,7 @@ async fn connect_to(config: &LinkConfig, address: &Address) -> Result<Session, C
     if let (Some(certificate), Some(key)) = (&config.tls.cert_file, &config.tls.key_file) {
         options = options.add_client_certificate(certificate.clone(), key.clone());
     }
-    let client = options.connect(address.url.as_str()).await.map_err(|error| match error.kind() {
+    let client = options.connect(url.as_str()).await.map_err(|error| match error.kind() {
         ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
             ConnectError::Refused { server: address.url.clone() }
         }
@@ -230,6 +252,32 @@ async fn connect_to(config: &LinkConfig, address: &Address) -> Result<Session, C
         (None, None) => "$JS.API".into(),
     };
     Ok(Session { client, jetstream, api_prefix, lost, told })
+}
+
+/// A tunnel to the hub, and the door to it.
+async fn to_hub(
+    config: &LinkConfig,
+    address: &Address,
+    hubs: &SharedHubs,
+    urgency: Urgency,
+    told: &Arc<Told>,
+) -> Result<Loopback, ConnectError> {
+    let server = || address.url.clone();
+    let unusable = ConnectError::Unusable;
+    let hubs = hubs.as_ref().ok_or(unusable("quic:// without a transport"))?;
+    let certificates = config.certificates.as_ref().ok_or(unusable("quic:// without certificates"))?;
+    let at = hub::address_of(&address.url).ok_or(unusable("the address of the hub"))?;
+    let tunnel = hubs.tunnel(certificates, at, urgency).await;
+    let tunnel = tunnel.map_err(|source| ConnectError::Tunnel { server: server(), source })?;
+    let told = Arc::clone(told);
+    let ended = move |cause: String| {
+        // What the client library says first is that a socket on this machine was closed.
+        if !cause.is_empty() {
+            let text = format!("the session with the hub ended: {cause}");
+            *told.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+        }
+    };
+    Loopback::open(tunnel, ended).await.map_err(|source| ConnectError::Hub { server: server(), source })
 }
 
 /// Credentials as they are this time.

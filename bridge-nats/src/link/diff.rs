@@ -8,6 +8,7 @@ use beamlog_router::api::request::{Request, Response};
 use serde::Serialize;
 
 use super::connection::{self, Session};
+use super::hub::{SharedHubs, Urgency};
 use super::kv;
 use super::missing::{self, Missing};
 use super::rules::{CheckedLink, Rule};
@@ -39,8 +40,8 @@ pub struct Side {
 }
 
 /// Compares every rule of a link that stores something.
-pub(super) async fn compare(router: &Router, link: &CheckedLink) -> Vec<RuleDiff> {
-    let session = connection::connect(&link.config).await;
+pub(super) async fn compare(router: &Router, link: &CheckedLink, hubs: &SharedHubs) -> Vec<RuleDiff> {
+    let session = connection::connect(&link.config, hubs, Urgency::Bulk).await;
     let mut diffs = Vec::new();
     for rule in &link.rules {
         let Some((here, there)) = streams(rule) else { continue };

@@ -1,8 +1,9 @@
-//! Links to NATS clusters that already run: streams, core subjects, requests and buckets, both ways. A link
+//! Links to NATS clusters that already run, and to Beamlog hubs: streams, core subjects, requests and buckets, both ways. A link
 //! never takes the node down with it: what fails there degrades the link, and local work goes on.
 //!
 //! * `rules`: what a link is told to do; `status`: how it is.
 //! * `runtime`: the handle, and one supervisor for each link; `connection`: one session with a server.
+//! * `hub`: sessions with a Beamlog hub, over a tunnel.
 //! * `import`, `export`: streams. `core`: core subjects and requests. `kv`: buckets.
 //!
 //! A **session** is one connection and never survives it: nothing that was meant for a connection that is
@@ -14,6 +15,7 @@ mod dead;
 mod diff;
 mod export;
 mod headers;
+pub mod hub;
 mod import;
 mod kv;
 mod limit;

@@ -8,6 +8,8 @@ use beamlog_router::stream::SubjectMapping;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::hub;
+
 /// Rules of one link, of all kinds together.
 pub const RULES_MAX: usize = 256;
 /// Addresses of one link.
@@ -24,6 +26,9 @@ pub struct LinkConfig {
     #[serde(skip_serializing_if = "Credentials::is_none")]
     pub credentials: Credentials,
     pub tls: LinkTls,
+    /// Of a hub: the folder with this edge's certificate and its authority's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificates: Option<PathBuf>,
     /// The JetStream domain there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
@@ -41,12 +46,25 @@ pub struct LinkConfig {
 }
 
 /// Whose transport a link uses: told by its URLs.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum LinkKind {
     /// `nats://`, `tls://`, `ws://`, `wss://`: a NATS cluster.
     Nats,
     /// `quic://`: a Beamlog hub.
     Beamlog,
+}
+
+impl LinkKind {
+    /// `None`: not the URL of a link.
+    #[must_use]
+    pub fn of_url(url: &str) -> Option<Self> {
+        match url.split_once("://")?.0 {
+            "nats" | "tls" | "ws" | "wss" => Some(Self::Nats),
+            "quic" => Some(Self::Beamlog),
+            _ => None,
+        }
+    }
 }
 
 /// A secret, or the file that holds it. A file is read again at every connection.
@@ -318,18 +336,36 @@ impl LinkConfig {
             refuse("urls".into(), format!("must be 1 to {URLS_MAX} addresses"));
         }
         for (at, url) in self.urls.iter().enumerate() {
-            let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
-            let this = match scheme {
-                "nats" | "tls" | "ws" | "wss" => LinkKind::Nats,
-                "quic" => LinkKind::Beamlog,
-                _ => {
-                    refuse(format!("urls[{at}]"), "must begin with nats, tls, ws, wss or quic ://".into());
-                    continue;
-                }
+            let Some(this) = LinkKind::of_url(url) else {
+                refuse(format!("urls[{at}]"), "must begin with nats, tls, ws, wss or quic ://".into());
+                continue;
             };
+            if this == LinkKind::Beamlog && hub::address_of(url).is_none() {
+                refuse(format!("urls[{at}]"), "must be quic://host:port".into());
+            }
             if *kind.get_or_insert(this) != this {
                 refuse(format!("urls[{at}]"), "a link is either to NATS or to a Beamlog hub".into());
             }
+        }
+        match (kind, &self.certificates) {
+            (Some(LinkKind::Beamlog), None) => {
+                refuse("certificates".into(), "is needed for quic:// URLs".into());
+            }
+            (Some(LinkKind::Nats), Some(_)) => {
+                refuse(
+                    "certificates".into(),
+                    "is for quic:// URLs only; TLS to NATS has keys of its own".into(),
+                );
+            }
+            (Some(LinkKind::Beamlog), Some(_)) => {
+                if !self.credentials.is_none() || self.tls != LinkTls::default() {
+                    refuse(
+                        "credentials".into(),
+                        "a hub knows an edge by its certificate and by nothing else".into(),
+                    );
+                }
+            }
+            (Some(LinkKind::Nats), None) | (None, _) => {}
         }
         if self.import.len() + self.export.len() + self.requests.len() > RULES_MAX {
             refuse("rules".into(), format!("must be at most {RULES_MAX}"));

@@ -22,8 +22,9 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::connection::{self, Session};
+use super::connection::{self, ConnectError, Session};
 use super::diff::RuleDiff;
+use super::hub::{Hubs, SharedHubs, Urgency};
 use super::limit::Limit;
 use super::rules::{CheckedLink, LinkConfig, LinkKind, Rule, RuleError};
 use super::status::{LinkState, LinkStatus, Meter};
@@ -47,7 +48,7 @@ pub enum LinkError {
     Unknown(String),
     #[error("a node has at most {LINKS_MAX} links")]
     TooMany,
-    #[error("link {0}: quic:// links are not for this runtime")]
+    #[error("link {0}: there is nothing here that reaches Beamlog hubs by quic://")]
     Kind(String),
 }
 
@@ -60,6 +61,7 @@ pub struct Links {
 struct Inner {
     router: Router,
     is_clustered: bool,
+    hubs: SharedHubs,
     known: Mutex<Known>,
 }
 
@@ -110,14 +112,23 @@ impl Links {
     /// No links yet. Needs a runtime when links are added.
     #[must_use]
     pub fn new(router: Router) -> Self {
-        Self { inner: Arc::new(Inner { router, is_clustered: false, known: Mutex::default() }) }
+        Self { inner: Arc::new(Inner { router, is_clustered: false, hubs: None, known: Mutex::default() }) }
     }
 
     /// The same for a node of a cluster: links stand by until [`Links::lead`] says that they run here.
     #[must_use]
     pub fn in_cluster(router: Router) -> Self {
         let known = Known { is_standby: true, ..Known::default() };
-        Self { inner: Arc::new(Inner { router, is_clustered: true, known: Mutex::new(known) }) }
+        Self { inner: Arc::new(Inner { router, is_clustered: true, hubs: None, known: Mutex::new(known) }) }
+    }
+
+    /// The same, with links to Beamlog hubs too. Before any link is added, and before this is cloned.
+    #[must_use]
+    pub fn reaching(mut self, hubs: Arc<dyn Hubs>) -> Self {
+        if let Some(inner) = Arc::get_mut(&mut self.inner) {
+            inner.hubs = Some(hubs);
+        }
+        self
     }
 
     /// Starts all links that are not paused, or has them all stand by.
@@ -145,7 +156,7 @@ impl Links {
     pub fn add(&self, config: LinkConfig) -> Result<(), LinkError> {
         let link = config.check().map_err(LinkError::Rules)?;
         let name = link.config.name.clone();
-        if link.kind != LinkKind::Nats {
+        if link.kind == LinkKind::Beamlog && self.inner.hubs.is_none() {
             return Err(LinkError::Kind(name));
         }
         let mut known = self.known();
@@ -229,7 +240,7 @@ impl Links {
     pub async fn diff(&self, name: &str) -> Result<Vec<RuleDiff>, LinkError> {
         let link = self.known().links.get(name).map(|running| running.link.clone());
         let link = link.ok_or_else(|| LinkError::Unknown(name.to_owned()))?;
-        Ok(diff::compare(&self.inner.router, &link).await)
+        Ok(diff::compare(&self.inner.router, &link, &self.inner.hubs).await)
     }
 
     /// How all links are, by name.
@@ -308,6 +319,7 @@ impl Running {
         let supervisor = Supervisor {
             router: inner.router.clone(),
             is_clustered: inner.is_clustered,
+            hubs: inner.hubs.clone(),
             link: self.link.clone(),
             shared: Arc::clone(&self.shared),
             stop: stopped,
@@ -366,6 +378,7 @@ impl Running {
         };
         LinkStatus {
             name: self.link.config.name.clone(),
+            kind: self.link.kind,
             state,
             server: words.server.clone(),
             reconnects: self.shared.reconnects.load(Ordering::Relaxed),
@@ -506,9 +519,68 @@ impl Backoff {
     }
 }
 
+/// The sessions of one connection of the link.
+#[derive(Clone)]
+struct Both {
+    bulk: Session,
+    /// Of a hub only.
+    express: Option<Session>,
+}
+
+impl Both {
+    /// Resolves when either is gone, with the cause.
+    async fn lost(&self) -> String {
+        let express = async {
+            match &self.express {
+                Some(session) => session.lost().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.bulk.lost() => self.bulk.cause(),
+            () = express => self.express.as_ref().unwrap_or(&self.bulk).cause(),
+        }
+    }
+}
+
+/// Where rules find their session.
+struct Sessions {
+    bulk: watch::Sender<Option<Session>>,
+    express: Option<watch::Sender<Option<Session>>>,
+}
+
+impl Sessions {
+    fn new(kind: LinkKind) -> Self {
+        let express = match kind {
+            LinkKind::Nats => None,
+            LinkKind::Beamlog => Some(watch::Sender::new(None)),
+        };
+        Self { bulk: watch::Sender::new(None), express }
+    }
+
+    fn of(&self, rule: &Rule) -> &watch::Sender<Option<Session>> {
+        let waits = match rule {
+            Rule::ImportSubject(_) | Rule::ExportSubject(_) | Rule::Requests(_) => true,
+            Rule::ImportStream(_) | Rule::ExportStream(_) | Rule::ImportBucket(_) | Rule::ExportBucket(_) => {
+                false
+            }
+        };
+        self.express.as_ref().filter(|_| waits).unwrap_or(&self.bulk)
+    }
+
+    fn set(&self, both: Option<Both>) {
+        let (bulk, express) = both.map_or((None, None), |both| (Some(both.bulk), both.express));
+        self.bulk.send_replace(bulk);
+        if let Some(sessions) = &self.express {
+            sessions.send_replace(express);
+        }
+    }
+}
+
 struct Supervisor {
     router: Router,
     is_clustered: bool,
+    hubs: SharedHubs,
     link: CheckedLink,
     shared: Arc<Shared>,
     stop: watch::Receiver<bool>,
@@ -517,22 +589,23 @@ struct Supervisor {
 
 impl Supervisor {
     async fn run(self) {
-        let (sessions, _) = watch::channel(None);
+        let sessions = Sessions::new(self.link.kind);
         let mut rules = JoinSet::new();
         let rate = self.link.config.bytes_per_second;
         let limits = [Arc::new(Limit::new(rate)), Arc::new(Limit::new(rate))];
         for (at, rule) in self.link.rules.iter().enumerate() {
             let limit = &limits[usize::from(rule.is_inward())];
-            rules.spawn(supervise_rule(self.context(at, &sessions, limit), rule.clone()));
+            let sessions = sessions.of(rule);
+            rules.spawn(supervise_rule(self.context(at, sessions, limit), rule.clone()));
         }
-        let context = self.bare_context(&sessions, &limits[0]);
+        let context = self.bare_context(&sessions.bulk, &limits[0]);
         tokio::select! {
             () = self.keep_connected(&sessions, &context) => {}
             () = context.stopping() => {}
         }
         // Rules finish what is in flight over the session that there is; whoever drains bounds it.
         while rules.join_next().await.is_some() {}
-        sessions.send_replace(None);
+        sessions.set(None);
     }
 
     fn bare_context(&self, sessions: &watch::Sender<Option<Session>>, limit: &Arc<Limit>) -> RuleContext {
@@ -557,12 +630,23 @@ impl Supervisor {
         RuleContext { meter: Arc::clone(&self.shared.meters[rule]), ..self.bare_context(sessions, limit) }
     }
 
-    async fn keep_connected(&self, sessions: &watch::Sender<Option<Session>>, context: &RuleContext) {
+    /// To a hub there are two sessions, so that what somebody waits for does not wait behind what is stored.
+    async fn connect(&self) -> Result<(Both, String), ConnectError> {
+        let connect = |urgency| connection::connect(&self.link.config, &self.hubs, urgency);
+        let (bulk, server) = connect(Urgency::Bulk).await?;
+        let express = match self.link.kind {
+            LinkKind::Nats => None,
+            LinkKind::Beamlog => Some(connect(Urgency::Express).await?.0),
+        };
+        Ok((Both { bulk, express }, server))
+    }
+
+    async fn keep_connected(&self, sessions: &Sessions, context: &RuleContext) {
         let link = self.link.config.name.as_str();
         let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
         let mut connected_before = false;
         loop {
-            let (session, server) = match connection::connect(&self.link.config).await {
+            let (both, server) = match self.connect().await {
                 Ok(connected) => connected,
                 Err(error) => {
                     let cause = error.to_string();
@@ -584,11 +668,10 @@ impl Supervisor {
             connected_before = true;
             info!(link, server, "a link is connected");
             self.shared.set(LinkState::Connected, Some(server));
-            sessions.send_replace(Some(session.clone()));
+            sessions.set(Some(both.clone()));
             let begun = Instant::now();
-            session.lost().await;
-            sessions.send_replace(None);
-            let cause = session.cause();
+            let cause = both.lost().await;
+            sessions.set(None);
             warn!(link, cause, "a link lost its connection");
             self.shared.set(LinkState::Degraded { cause }, None);
             // A server that lets us in and throws us out again is not asked in a circle.

@@ -6,6 +6,8 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
 
+use super::rules::LinkKind;
+
 /// A link, or one of its rules.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
@@ -26,6 +28,7 @@ pub enum LinkState {
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct LinkStatus {
     pub name: String,
+    pub kind: LinkKind,
     #[serde(flatten)]
     pub state: LinkState,
     /// The server it is connected to, without credentials.

@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use super::ServerOptions;
+use crate::session::Connection;
 
 /// The NATS server version whose behaviour clients may expect; they gate features on it.
 pub const VERSION: &str = "2.14.0";
@@ -111,17 +112,29 @@ impl Info {
         }
     }
 
-    /// The line for one client; again, with `connect_info`, once it has connected.
-    pub(crate) fn line(&self, client_id: u64, peer: SocketAddr, connect_info: bool) -> Vec<u8> {
-        self.write(client_id, peer, connect_info, false)
+    /// The first line for one client. A guest has shown who it is, and what it says is sealed on its way already.
+    pub(crate) fn line(&self, client_id: u64, peer: SocketAddr, is_guest: bool) -> Vec<u8> {
+        self.write(client_id, peer, is_guest, false, false)
+    }
+
+    /// The line again, once the client has connected.
+    pub(crate) fn connected_line(&self, to: &Connection) -> Vec<u8> {
+        self.write(to.id, to.peer, to.guest.is_some(), true, false)
     }
 
     /// Says that the server is about to leave.
-    pub(crate) fn lame_duck_line(&self, client_id: u64, peer: SocketAddr) -> Vec<u8> {
-        self.write(client_id, peer, false, true)
+    pub(crate) fn lame_duck_line(&self, to: &Connection) -> Vec<u8> {
+        self.write(to.id, to.peer, to.guest.is_some(), false, true)
     }
 
-    fn write(&self, client_id: u64, peer: SocketAddr, connect_info: bool, ldm: bool) -> Vec<u8> {
+    fn write(
+        &self,
+        client_id: u64,
+        peer: SocketAddr,
+        is_guest: bool,
+        connect_info: bool,
+        ldm: bool,
+    ) -> Vec<u8> {
         let fields = Fields {
             server_id: &self.server_id,
             server_name: &self.server_name,
@@ -131,10 +144,10 @@ impl Info {
             host: &self.host,
             port: self.port,
             headers: true,
-            auth_required: self.auth_required,
-            tls_required: self.tls_required,
-            tls_verify: self.tls_verify,
-            tls_available: self.tls_available,
+            auth_required: self.auth_required && !is_guest,
+            tls_required: self.tls_required && !is_guest,
+            tls_verify: self.tls_verify && !is_guest,
+            tls_available: self.tls_available && !is_guest,
             max_payload: self.payload_max,
             jetstream: self.jetstream,
             client_id,
@@ -169,7 +182,7 @@ impl Info {
 }
 
 /// A fresh identity in the form of NATS's public server keys: clients only ever show and compare it.
-pub(super) fn fresh_server_id() -> String {
+pub(crate) fn fresh_server_id() -> String {
     const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
     let mut random = [0_u8; 55];
     rustls::crypto::ring::default_provider()

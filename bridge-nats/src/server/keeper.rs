@@ -36,7 +36,10 @@ pub(super) async fn keep(context: Arc<Context>) {
 fn attend(context: &Context, connection: &Connection, now: Instant) {
     let options = &context.options;
     let age = now.duration_since(connection.started);
-    if options.auth.is_required() && !connection.input.connected.load(Ordering::Acquire) {
+    if options.auth.is_required()
+        && connection.guest.is_none()
+        && !connection.input.connected.load(Ordering::Acquire)
+    {
         if age >= options.auth_timeout {
             connection.close(CloseReason::Violation(Violation::AuthenticationTimeout));
         }

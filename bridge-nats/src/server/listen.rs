@@ -16,6 +16,7 @@ use tokio::task::AbortHandle;
 use tracing::{debug, info, warn};
 
 use super::info::{Info, fresh_server_id};
+use super::serve::Way;
 use super::{JetStream, ServerOptions, flusher, keeper, serve};
 use crate::session::{CloseReason, Connection, ConnectionSnapshot, SubscriptionSnapshot};
 
@@ -128,6 +129,10 @@ impl Server {
         &self.context.info.server_name
     }
 
+    pub(super) fn context(&self) -> Arc<Context> {
+        Arc::clone(&self.context)
+    }
+
     /// The connections that live, in the order of their ids.
     #[must_use]
     pub fn connections(&self) -> Vec<ConnectionSnapshot> {
@@ -162,7 +167,7 @@ impl Server {
         if !within.is_zero() {
             for connection in connections {
                 if connection.protocol() >= 1 {
-                    connection.say(&self.context.info.lame_duck_line(connection.id, connection.peer));
+                    connection.say(&self.context.info.lame_duck_line(&connection));
                     connection.flush_now();
                 }
             }
@@ -284,5 +289,5 @@ fn begin(context: &Arc<Context>, stream: TcpStream, peer: SocketAddr) {
         debug!(%peer, err = %error, "socket was gone already");
         return;
     }
-    drop(tokio::spawn(serve::serve(Arc::clone(context), stream, peer)));
+    drop(tokio::spawn(serve::serve(Arc::clone(context), Way::Listener(stream, peer))));
 }

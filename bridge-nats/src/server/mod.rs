@@ -2,6 +2,7 @@
 //!
 //! * `options`: what a server is started with.
 //! * `listen`: accepting, the table of connections, draining.
+//! * `guest`: clients that come by another way, and what they may do.
 //! * `serve`: the task that reads one connection.
 //! * `socket`: writing, plain or TLS, without waiting.
 //! * `flusher`: writing to many sockets while the driver goes on.
@@ -9,6 +10,7 @@
 //! * `info`: the INFO line.
 
 mod flusher;
+mod guest;
 mod info;
 mod jetstream;
 mod keeper;
@@ -17,10 +19,12 @@ mod options;
 mod serve;
 mod socket;
 
+pub use guest::{Grant, GrantError, Guest};
 pub use info::{API_LEVEL, VERSION};
 pub use jetstream::JetStream;
 pub use listen::{Server, ServerStats, StartError};
 pub use options::{Auth, ServerOptions, TlsFilesError, TlsOptions};
 
+pub(crate) use info::fresh_server_id;
 pub(crate) use listen::Context;
 pub(crate) use socket::Socket;

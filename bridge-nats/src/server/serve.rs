@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use rustls::ServerConnection;
 use tokio::io::AsyncReadExt as _;
-use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
+use tokio::net::{TcpStream, UnixStream, unix};
 use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
-use super::socket::{Socket, Tls};
-use super::{Context, TlsOptions};
+use super::socket::{Socket, Tls, WriteHalf};
+use super::{Context, Guest, TlsOptions};
 use crate::protocol::Violation;
 use crate::session::{Blocked, CloseReason, Connection, Interpreter, Output, Progress};
 
@@ -27,31 +27,49 @@ const QUIET_READS: u32 = 64;
 /// How long a client waits whose receivers are congested, as nats-server stalls fast producers.
 const STALL: Duration = Duration::from_millis(2);
 
-pub(super) async fn serve(context: Arc<Context>, stream: TcpStream, peer: SocketAddr) {
+/// How a client came.
+pub(super) enum Way {
+    Listener(TcpStream, SocketAddr),
+    Guest(UnixStream, Guest),
+}
+
+pub(super) async fn serve(context: Arc<Context>, way: Way) {
     let id = context.next_id();
-    let greeting = context.info.line(id, peer, false);
-    let (stream, tls, greeting) = match greet(&context, stream, greeting).await {
-        Ok(ready) => ready,
-        Err(error) => {
-            debug!(session = id, %peer, err = %error, "TLS handshake failed");
-            return;
+    let (peer, guest, source, socket, greeting) = match way {
+        Way::Listener(stream, peer) => {
+            let greeting = context.info.line(id, peer, false);
+            let (stream, tls, greeting) = match greet(&context, stream, greeting).await {
+                Ok(ready) => ready,
+                Err(error) => {
+                    debug!(session = id, %peer, err = %error, "TLS handshake failed");
+                    return;
+                }
+            };
+            let (read, write) = stream.into_split();
+            let socket = Socket::new(WriteHalf::Tcp(write), tls.clone());
+            let source = match tls {
+                None => Source::Plain(read),
+                Some(tls) => Source::Tls { read, tls, wire: Vec::new() },
+            };
+            (peer, None, source, socket, greeting)
+        }
+        Way::Guest(stream, guest) => {
+            let greeting = context.info.line(id, guest.address, true);
+            let (read, write) = stream.into_split();
+            let socket = Socket::new(WriteHalf::Pair(write), None);
+            (guest.address, Some(guest), Source::Pair(read), socket, greeting)
         }
     };
-    let (read, write) = stream.into_split();
-    let socket = Arc::new(Socket::new(write, tls.clone()));
+    let socket = Arc::new(socket);
     let options = &context.options;
     let limits = Output { pending_max: options.pending_max, write_deadline: options.write_deadline };
-    let connection = Connection::new(id, peer, socket, limits, context.runtime.clone(), &greeting);
+    let connection = Connection::new(id, peer, guest, socket, limits, context.runtime.clone(), &greeting);
     let mut guard = Guard { context: &context, connection: &connection, reason: CloseReason::Internal };
     if !context.enter(&connection) {
         guard.reason = CloseReason::Violation(Violation::MaxConnections);
         return;
     }
     connection.flush_now();
-    let source = match tls {
-        None => Source::Plain(read),
-        Some(tls) => Source::Tls { read, tls, wire: Vec::new() },
-    };
     guard.reason = read_all(&context, &connection, source).await;
 }
 
@@ -136,6 +154,7 @@ async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
 /// Where a connection's bytes come from.
 enum Source {
     Plain(OwnedReadHalf),
+    Pair(unix::OwnedReadHalf),
     Tls { read: OwnedReadHalf, tls: Tls, wire: Vec<u8> },
 }
 
@@ -150,6 +169,10 @@ impl Source {
     async fn read(&mut self, connection: &Connection, into: &mut Vec<u8>) -> io::Result<Got> {
         let (read, tls, wire) = match self {
             Self::Plain(read) => {
+                let count = read.read_buf(into).await?;
+                return Ok(if count == 0 { Got::End } else { Got::Bytes(count) });
+            }
+            Self::Pair(read) => {
                 let count = read.read_buf(into).await?;
                 return Ok(if count == 0 { Got::End } else { Got::Bytes(count) });
             }

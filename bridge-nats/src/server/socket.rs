@@ -6,19 +6,26 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::ServerConnection;
 use socket2::SockRef;
-use tokio::net::tcp::OwnedWriteHalf;
+use tokio::net::{tcp, unix};
 use tracing::debug;
 
 /// TLS state, shared by the task that reads and whoever writes.
 pub(super) type Tls = Arc<Mutex<ServerConnection>>;
 
+/// The writing half of what a client came by.
+pub(super) enum WriteHalf {
+    Tcp(tcp::OwnedWriteHalf),
+    /// One end of a pair, whose other end somebody carries on.
+    Pair(unix::OwnedWriteHalf),
+}
+
 pub(crate) struct Socket {
-    half: OwnedWriteHalf,
+    half: WriteHalf,
     tls: Option<Tls>,
 }
 
 impl Socket {
-    pub(super) fn new(half: OwnedWriteHalf, tls: Option<Tls>) -> Self {
+    pub(super) fn new(half: WriteHalf, tls: Option<Tls>) -> Self {
         Self { half, tls }
     }
 
@@ -49,7 +56,11 @@ impl Socket {
     pub(crate) fn write(&self, chunk: &[u8]) -> io::Result<usize> {
         let mut written = 0;
         while let Some(rest) = chunk.get(written..).filter(|rest| !rest.is_empty()) {
-            match self.half.try_write(rest) {
+            let went = match &self.half {
+                WriteHalf::Tcp(half) => half.try_write(rest),
+                WriteHalf::Pair(half) => half.try_write(rest),
+            };
+            match went {
                 Ok(more) => written += more,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -61,12 +72,19 @@ impl Socket {
 
     /// Resolves when the socket may take bytes. *Cancel safety*: nothing is lost.
     pub(crate) async fn writable(&self) -> io::Result<()> {
-        self.half.writable().await
+        match &self.half {
+            WriteHalf::Tcp(half) => half.writable().await,
+            WriteHalf::Pair(half) => half.writable().await,
+        }
     }
 
     /// Ends both directions: the task that reads sees the end.
     pub(crate) fn shut(&self) {
-        if let Err(error) = SockRef::from(self.half.as_ref()).shutdown(Shutdown::Both) {
+        let socket = match &self.half {
+            WriteHalf::Tcp(half) => SockRef::from(half.as_ref()),
+            WriteHalf::Pair(half) => SockRef::from(half.as_ref()),
+        };
+        if let Err(error) = socket.shutdown(Shutdown::Both) {
             debug!(err = %error, "socket was gone already");
         }
     }

@@ -17,7 +17,7 @@ use tracing::debug;
 use super::subscriptions::{SubscriptionSnapshot, Subscriptions};
 use super::{ConnectOptions, encode};
 use crate::protocol::Violation;
-use crate::server::Socket;
+use crate::server::{Guest, Socket};
 
 /// Buffers larger than this are given back after use.
 const BUFFER_KEPT_MAX: usize = 256 << 10;
@@ -54,6 +54,8 @@ pub(crate) struct Output {
 pub(crate) struct Connection {
     pub(crate) id: u64,
     pub(crate) peer: SocketAddr,
+    /// Who it is, of one that did not come by the listener.
+    pub(crate) guest: Option<Guest>,
     pub(crate) started: Instant,
     this: Weak<Self>,
     runtime: Handle,
@@ -128,6 +130,7 @@ impl Connection {
     pub(crate) fn new(
         id: u64,
         peer: SocketAddr,
+        guest: Option<Guest>,
         socket: Arc<Socket>,
         limits: Output,
         runtime: Handle,
@@ -136,6 +139,7 @@ impl Connection {
         Arc::new_cyclic(|this| Self {
             id,
             peer,
+            guest,
             started: Instant::now(),
             this: Weak::clone(this),
             runtime,

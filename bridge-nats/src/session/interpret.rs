@@ -11,7 +11,7 @@ use super::connection::Refused;
 use super::{ConnectOptions, Connection, encode};
 use crate::jetstream::{ApiRequest, Handled, is_api_subject};
 use crate::protocol::{Command, Limits, Parsed, Publish, Violation, parse};
-use crate::server::Context;
+use crate::server::{Context, Grant};
 
 /// Captured publishes that are handed to the router in one piece; and their bytes, about.
 const BATCH_PUBLISHES_MAX: usize = 512;
@@ -76,7 +76,8 @@ impl Interpreter {
             payload_max: options.payload_max,
             headers: false,
         };
-        let awaiting_auth = options.auth.is_required();
+        // A guest has shown who it is.
+        let awaiting_auth = options.auth.is_required() && connection.guest.is_none();
         Self {
             connection,
             context,
@@ -188,7 +189,7 @@ impl Interpreter {
 
     fn connect(&mut self, json: &[u8]) -> Result<(), Violation> {
         let mut options = ConnectOptions::parse(json).ok_or(Violation::Malformed)?;
-        if !self.context.options.auth.allows(&options) {
+        if self.connection.guest.is_none() && !self.context.options.auth.allows(&options) {
             return Err(Violation::Authorization);
         }
         if !matches!(options.protocol, 0 | 1) {
@@ -198,6 +199,9 @@ impl Interpreter {
             return Err(Violation::NoRespondersWithoutHeaders);
         }
         options.forget_secrets();
+        if let Some(guest) = &self.connection.guest {
+            options.user.0.clone_from(&guest.name);
+        }
         self.awaiting_auth = false;
         self.connected = true;
         self.limits.headers = options.headers;
@@ -211,12 +215,20 @@ impl Interpreter {
     fn ping(&mut self) {
         self.say(encode::PONG);
         if !std::mem::replace(&mut self.ponged, true) && self.connected && self.options.protocol >= 1 {
-            let info = self.context.info.line(self.connection.id, self.connection.peer, true);
+            let info = self.context.info.connected_line(&self.connection);
             self.say(&info);
         }
     }
 
+    fn grant(&self) -> Option<&Grant> {
+        self.connection.guest.as_ref()?.grant.as_ref()
+    }
+
     fn subscribe(&mut self, filter: &[u8], queue: Option<&[u8]>, sid: &[u8]) {
+        if self.grant().is_some_and(|grant| !grant.allows_subscribe(filter)) {
+            let filter = String::from_utf8_lossy(filter);
+            return self.say_error(&format!("Permissions Violation for Subscription to \"{filter}\""));
+        }
         let max = self.context.options.subscriptions_max;
         match self.connection.subscribe(&self.context.interest, filter, queue, sid, max) {
             Ok(()) => self.ok(),
@@ -226,6 +238,11 @@ impl Interpreter {
     }
 
     fn publish(&mut self, publish: &Publish<'_>) -> Option<Stop> {
+        if self.grant().is_some_and(|grant| !grant.allows_publish(publish.subject)) {
+            let subject = String::from_utf8_lossy(publish.subject);
+            self.say_error(&format!("Permissions Violation for Publish to \"{subject}\""));
+            return None;
+        }
         // Where a message comes from is known to links alone: a client that could say it would have later
         // messages of that origin taken for duplicates.
         if claims_origin(publish.headers) {

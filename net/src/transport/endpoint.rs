@@ -16,6 +16,7 @@ use super::introduce::Failed;
 use super::session::{Numbers, close, closed};
 use super::settings::{ConfigError, Configs, HANDSHAKE_MAX, INCOMING_MAX, Kind, RETRY_ABOVE, SWEEP};
 use super::table::{PeerSnapshot, Table};
+use super::tunnel::{Hubs, TunnelHandler};
 use crate::certificates::{Certificates, chain};
 use crate::handshake::{Reason, RefusalCount, Refusals};
 use crate::peer::{BoxFuture, CallError, Lane, PeerHandler, PeerId, PeerTransport, SendError, Session};
@@ -55,13 +56,13 @@ pub enum BindError {
     Bind { address: SocketAddr, source: std::io::Error },
     #[error("QUIC cannot be set up with these certificates")]
     Config(#[from] ConfigError),
-    #[error("the certificate names a {role}, which does not {kind:?}")]
+    #[error("the certificate is that of {role}; {wanted} is needed here", role = role.with_article(), wanted = kind.certificate())]
     Role { role: crate::peer::Role, kind: Kind },
 }
 
 /// QUIC with the peers of this node. Clones are the same transport.
 #[derive(Clone, Debug)]
-pub struct Transport(Arc<Inner>);
+pub struct Transport(pub(super) Arc<Inner>);
 
 pub(super) struct Inner {
     pub(super) options: TransportOptions,
@@ -69,6 +70,8 @@ pub(super) struct Inner {
     pub(super) endpoint: Endpoint,
     pub(super) table: Table,
     pub(super) handler: OnceLock<Arc<dyn PeerHandler>>,
+    pub(super) tunnels: OnceLock<Arc<dyn TunnelHandler>>,
+    pub(super) hubs: Hubs,
     pub(super) refusals: Refusals,
     pub(super) sessions: Numbers,
     pub(super) dials: Numbers,
@@ -114,6 +117,8 @@ impl Transport {
             endpoint,
             table: Table::default(),
             handler: OnceLock::new(),
+            tunnels: OnceLock::new(),
+            hubs: Hubs::default(),
             refusals: Refusals::default(),
             sessions: Numbers::default(),
             dials: Numbers::default(),

@@ -14,6 +14,7 @@ use tracing::error;
 
 use super::endpoint::Inner;
 use super::session::{Live, close};
+use super::settings::Kind;
 use crate::certificates::{Certificate, Identity, Loaded};
 use crate::handshake::{self, Hello, MESSAGE_BYTES_MAX, Message, Ours, Reason};
 use crate::peer::{Introduction, PeerId, Refusal, Session};
@@ -70,6 +71,7 @@ impl Inner {
             return Err(Failed::refused(Reason::Malformed));
         };
         let (certificate, identity) = certificate_of(connection)?;
+        self.forget_predecessors(&identity, &hello).await;
         let version = self.judge(&loaded, &identity, &hello, expected)?;
         self.admit(&hello)?;
         write(connection, &mut send, &Message::Confirm { version }).await?;
@@ -84,6 +86,7 @@ impl Inner {
         let Message::Hello(hello) = read(connection, &mut recv).await? else {
             return Err(Failed::refused(Reason::Malformed));
         };
+        self.forget_predecessors(&identity, &hello).await;
         let version = self.judge(&loaded, &identity, &hello, None)?;
         self.make_way(&hello).await?;
         self.admit(&hello)?;
@@ -114,6 +117,27 @@ impl Inner {
             name: loaded.identity.name.clone(),
             advertise: self.options.advertise.clone(),
             claims,
+        }
+    }
+
+    /// Between an edge and its hub the certificate alone says who somebody is: nobody votes, so that a store
+    /// that was emptied or renamed is no danger. The one that answers stays.
+    async fn forget_predecessors(&self, certificate: &Identity, hello: &Hello) {
+        if self.options.kind == Kind::Nodes || certificate.name != hello.name {
+            return;
+        }
+        let (by_name, by_id) = self.table.known(hello);
+        let other_id = by_name.filter(|known| *known != hello.id);
+        let other_name = by_id.filter(|known| *known != hello.name).map(|_| hello.id);
+        for known in [other_id, other_name].into_iter().flatten() {
+            if let Some(live) = self.table.get(known) {
+                if live.answers().await {
+                    continue;
+                }
+                live.close(Reason::Replaced, "");
+                live.gone().await;
+            }
+            self.table.forget(known);
         }
     }
 
@@ -198,9 +222,10 @@ impl Inner {
             return Err(Failed::refused(Reason::Leaving));
         }
         let (inner, running, handler) = (Arc::clone(self), Arc::clone(&live), Arc::clone(handler));
+        let tunnels = self.tunnels.get().cloned();
         tokio::spawn(async move {
             // By itself, so that a handler that panics leaves no session behind.
-            if let Err(panic) = tokio::spawn(Arc::clone(&running).run(handler)).await {
+            if let Err(panic) = tokio::spawn(Arc::clone(&running).run(handler, tunnels)).await {
                 error!(peer = %running.peer.name, err = %panic, "a session failed");
                 running.close(Reason::Reset, "internal");
             }

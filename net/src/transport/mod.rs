@@ -7,6 +7,7 @@
 //! * `table`: who is connected, who is known, what was counted.
 //! * `introduce`: the handshake on a connection, from both sides; which of two connections stays.
 //! * `dial`: the address book, and keeping connections up.
+//! * `tunnel`: streams between an edge and its hub that carry another protocol.
 //! * `endpoint`: [`Transport`], which holds all of it.
 //!
 //! Invariants:
@@ -23,9 +24,11 @@ mod outbound;
 mod session;
 mod settings;
 mod table;
+mod tunnel;
 
 pub use dial::{DialError, PeerAddress};
 pub use endpoint::{BindError, Transport, TransportOptions};
 pub use frames::{Frames, Violation, decode_answer};
 pub use settings::{ConfigError, Kind, OUTBOUND_BYTES_MAX};
 pub use table::{PeerSnapshot, SessionSnapshot};
+pub use tunnel::{Tunnel, TunnelError, TunnelHandler, TunnelReader, TunnelWriter, Urgency};

@@ -14,6 +14,7 @@ use super::frames::{self, Frames, PING, Violation};
 use super::outbound::Outbound;
 use super::settings::{PROBE_MAX, priority};
 use super::table::{Counts, SessionSnapshot};
+use super::tunnel::{Tunnel, TunnelHandler, Urgency};
 use crate::certificates::Certificate;
 use crate::handshake::Reason;
 use crate::peer::{CallError, Introduction, Lane, PeerHandler, Refusal, SendError, Session};
@@ -145,7 +146,11 @@ impl Live {
     }
 
     /// Runs the session from `connected` to `disconnected`.
-    pub(super) async fn run(self: Arc<Self>, handler: Arc<dyn PeerHandler>) {
+    pub(super) async fn run(
+        self: Arc<Self>,
+        handler: Arc<dyn PeerHandler>,
+        tunnels: Option<Arc<dyn TunnelHandler>>,
+    ) {
         self.counts.sessions.fetch_add(1, Ordering::Relaxed);
         info!(
             peer = %self.peer.name,
@@ -163,7 +168,7 @@ impl Live {
             tokio::select! {
                 accepted = self.connection.accept_bi() => match accepted {
                     Ok((send, recv)) => {
-                        tasks.spawn(Arc::clone(&self).answer(Arc::clone(&handler), send, recv));
+                        tasks.spawn(Arc::clone(&self).answer(Arc::clone(&handler), tunnels.clone(), send, recv));
                     }
                     Err(lost) => break closed(&lost),
                 },
@@ -254,11 +259,24 @@ impl Live {
     async fn answer(
         self: Arc<Self>,
         handler: Arc<dyn PeerHandler>,
+        tunnels: Option<Arc<dyn TunnelHandler>>,
         mut send: SendStream,
-        recv: RecvStream,
+        mut recv: RecvStream,
     ) -> Result<(), Broken> {
+        // Not by the reader of frames: what follows may not be frames.
+        let mut first = [0];
+        match recv.read_exact(&mut first).await {
+            Ok(()) => {}
+            Err(quinn::ReadExactError::FinishedEarly(_)) => return Ok(()),
+            Err(quinn::ReadExactError::ReadError(_)) => return Err(Broken::Lost),
+        }
+        let [byte] = first;
+        if let (Some(urgency), Some(tunnels)) = (Urgency::of_byte(byte), tunnels) {
+            let tunnel = Tunnel::new(send, recv, urgency).ok_or(Broken::Lost)?;
+            tunnels.serve(&self.peer, self.connection.remote_address(), tunnel).await;
+            return Ok(());
+        }
         let mut reader = Reader::new(recv);
-        let Some(byte) = reader.byte().await? else { return Ok(()) };
         if byte == PING {
             send.write_chunk(frames::header(0, 0)).await.map_err(|_error| Broken::Lost)?;
             return Ok(());

@@ -38,6 +38,24 @@ impl Kind {
         }
     }
 
+    /// Whose certificate it takes, in words.
+    pub(super) const fn certificate(self) -> &'static str {
+        match self {
+            Self::Nodes => "one of a node or a witness (`beamlog cert node`)",
+            Self::Hub => "one of a node (`beamlog cert node`)",
+            Self::Edge => "one of an edge (`beamlog cert edge`)",
+        }
+    }
+
+    /// How long nothing may be heard before a connection is gone. An edge has nobody else to tell it that its hub is;
+    /// three keep-alives may be lost.
+    const fn idle_max(self) -> Duration {
+        match self {
+            Self::Nodes => IDLE_MAX,
+            Self::Hub | Self::Edge => EDGE_IDLE_MAX,
+        }
+    }
+
     pub(super) const fn listens(self) -> bool {
         match self {
             Self::Nodes | Self::Hub => true,
@@ -47,6 +65,7 @@ impl Kind {
 }
 
 pub(super) const IDLE_MAX: Duration = Duration::from_secs(10);
+const EDGE_IDLE_MAX: Duration = Duration::from_secs(7);
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 const STREAMS_MAX: u32 = 16;
 const STREAM_WINDOW: u32 = 4 << 20;
@@ -117,10 +136,10 @@ const _: () = {
     assert!(streams + 2 <= STREAMS_MAX as usize);
 };
 
-fn transport() -> TransportConfig {
+fn transport(kind: Kind) -> TransportConfig {
     let mut transport = TransportConfig::default();
     transport
-        .max_idle_timeout(Some(IdleTimeout::try_from(IDLE_MAX).expect("ten seconds fit")))
+        .max_idle_timeout(Some(IdleTimeout::try_from(kind.idle_max()).expect("some seconds fit")))
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_MAX))
         .max_concurrent_uni_streams(VarInt::from_u32(STREAMS_MAX))
@@ -151,7 +170,7 @@ pub enum ConfigError {
 impl Configs {
     pub(super) fn new(kind: Kind, loaded: &Loaded) -> Result<Self, ConfigError> {
         let TlsConfigs { server, client } = loaded.tls(kind.protocol())?;
-        let transport = Arc::new(transport());
+        let transport = Arc::new(transport(kind));
         let mut server = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(server)?));
         server
             .transport_config(Arc::clone(&transport))
@@ -202,7 +221,11 @@ mod tests {
         for kind in [Kind::Nodes, Kind::Hub, Kind::Edge] {
             let configs = Configs::new(kind, &loaded).unwrap();
             for setting in [
-                "max_idle_timeout: Some(10000)",
+                if kind == Kind::Nodes {
+                    "max_idle_timeout: Some(10000)"
+                } else {
+                    "max_idle_timeout: Some(7000)"
+                },
                 "keep_alive_interval: Some(2s)",
                 "max_concurrent_bidi_streams: 16",
                 "max_concurrent_uni_streams: 16",

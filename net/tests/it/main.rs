@@ -3,6 +3,7 @@
 
 mod certificates;
 mod copies;
+mod edges;
 mod mesh;
 mod refused;
 mod replicate;

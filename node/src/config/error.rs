@@ -44,6 +44,8 @@ pub enum ConfigError {
          --insecure if that is what you want"
     )]
     AdminOpen { address: SocketAddr },
+    #[error("edge {edge:?}: {problem}")]
+    Edge { edge: String, problem: String },
     #[error(transparent)]
     Link(Box<LinkError>),
 }

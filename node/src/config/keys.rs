@@ -184,6 +184,12 @@ keys! {
     /// Nodes through which this one joins its cluster (host:port, with commas between); when absent it begins one.
     #[arg(long, value_name = "HOST:PORT,…")]
     flag cluster_join: String, "text", ANY;
+    /// UDP address where edges connect, whose links name this node by quic://; without it none does.
+    #[arg(long, value_name = "IP:PORT")]
+    flag edge_listen: SocketAddr, "address", ANY;
+    /// Folder with this node's certificate for edges, as `beamlog cert node` writes it; cluster_certificates when absent.
+    #[arg(long, value_name = "FOLDER")]
+    flag edge_certificates: PathBuf, "path", ANY;
     /// Decide, assign and meter tasks: the subjects beamline.router.v1.* and caf.exec.* are served.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
     flag tasks: bool, "boolean" = "false", ANY;

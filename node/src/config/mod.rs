@@ -1,6 +1,7 @@
 //! Configuration of a node: defaults < TOML file < environment < flags. Only this folder reads the
 //! environment. Nothing is clamped and nothing is silently ignored. Table of contents only.
 
+mod edges;
 mod error;
 mod keys;
 pub mod links;

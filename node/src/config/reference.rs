@@ -43,6 +43,7 @@ pub fn markdown() -> String {
             .expect("a String takes everything");
     }
     out.push_str(TAIL);
+    out.push_str(EDGES);
     out.push_str(LINKS);
     for (heading, keys) in [
         ("`[[link]]`", LINK_KEYS),
@@ -58,6 +59,26 @@ pub fn markdown() -> String {
     }
     out
 }
+
+const EDGES: &str = "
+## Edges
+
+A node with `edge_listen` is a hub: the links of other nodes reach it by `quic://`. Without `[[edge]]` every edge with a
+certificate of the authority may come, and may do what a client may. With one or more of them in the file, only those
+that are named:
+
+```toml
+[[edge]]
+name = \"site7\"                   # as in its certificate
+streams = [\"ORDERS\"]             # it may read, and ask about
+buckets = [\"settings\"]           # it may read, write and make
+subjects = [\"telemetry.site7.>\"] # it may publish and subscribe to
+```
+
+`unrestricted = true` in place of the three lists is all that a client may. Exported streams land on subjects: name
+these, and the stream that takes them in. Answers to requests that an edge takes over go to any `_INBOX.>`.
+
+";
 
 const LINKS: &str = "
 ## Links
@@ -87,6 +108,7 @@ const TAIL: &str = "
 
 * `listen` on an address other than loopback without `auth_token` or `auth_user` is refused, unless
   `insecure` is set. So is `admin` on such an address: it has no authentication.
+* `edge_listen` needs `edge_certificates` or `cluster_certificates`; `[[edge]]` needs `edge_listen`.
 * `auth_user` needs `auth_password` or `auth_password_file`; `auth_token` excludes them.
 * `tls_cert_file` and `tls_key_file` come together; `tls_client_ca_file` needs both.
 

@@ -6,11 +6,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::cluster::ClusterOptions;
+use crate::config::edges;
 use crate::config::error::ConfigError;
 use crate::config::keys::{Bounds, KEYS, LogFormat, LogLevel, NodeConfig, Secret};
 use crate::config::links::{self, LinkTable, Variables};
 use crate::config::sources::Layers;
 use crate::config::units::{ByteSize, Span};
+use crate::edges::HubOptions;
 
 /// How clients prove who they are.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -64,6 +66,8 @@ pub struct NodeOptions {
     pub scrub_period: Duration,
     /// `None` stands alone.
     pub cluster: Option<ClusterOptions>,
+    /// `None` is no hub.
+    pub hub: Option<HubOptions>,
     pub drain_timeout: Duration,
     /// `None` serves no tasks.
     pub tasks: Option<TasksOptions>,
@@ -102,6 +106,7 @@ impl NodeOptions {
             });
         }
         let cluster = cluster(&config, &mut errors);
+        let hub = hub(&config, layers, &mut errors);
         let tasks = tasks(&config, &mut errors);
         let listen = config.listen.expect("has a default");
         let admin = config.admin.expect("has a default").0;
@@ -135,6 +140,7 @@ impl NodeOptions {
             segment_bytes: config.segment_bytes.expect("has a default").0,
             scrub_period: span(config.scrub_period),
             cluster,
+            hub,
             drain_timeout: span(config.drain_timeout),
             tasks,
             log_format: config.log_format.unwrap_or_default(),
@@ -186,6 +192,30 @@ fn tasks(config: &NodeConfig, errors: &mut Vec<ConfigError>) -> Option<TasksOpti
         strict: config.tasks_strict.unwrap_or(false),
         backpressure: config.tasks_backpressure,
     })
+}
+
+/// What edges find here, if they are to find something; all of its keys, and `[[edge]]`, need `edge_listen`.
+fn hub(config: &NodeConfig, layers: &Layers, errors: &mut Vec<ConfigError>) -> Option<HubOptions> {
+    let edges = edges::grants(layers.edges(), errors);
+    let mut invalid = |key, problem| errors.push(ConfigError::Invalid { key, problem });
+    let Some(listen) = config.edge_listen else {
+        if config.edge_certificates.is_some() {
+            invalid("edge_certificates", "needs edge_listen");
+        }
+        if !layers.edges().is_empty() {
+            invalid("[[edge]]", "needs edge_listen");
+        }
+        return None;
+    };
+    if config.cluster_listen == Some(listen) && listen.port() != 0 {
+        invalid("edge_listen", "must differ from cluster_listen");
+    }
+    let Some(certificates) = config.edge_certificates.clone().or_else(|| config.cluster_certificates.clone())
+    else {
+        invalid("edge_certificates", "is needed with edge_listen: `beamlog cert node` makes the folder");
+        return None;
+    };
+    Some(HubOptions { listen, certificates, edges })
 }
 
 /// The cluster, if there is to be one; all of its keys need `cluster_listen`.

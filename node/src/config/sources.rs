@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::config::edges::EdgeTable;
 use crate::config::error::ConfigError;
 use crate::config::keys::{Bounds, KEYS, Key, NodeConfig};
 use crate::config::links::{LinkError, LinkTable, Variables};
@@ -47,11 +48,12 @@ pub struct Layer {
     pub config: NodeConfig,
 }
 
-/// All layers, the strongest last, and the links, which only the file has.
+/// All layers, the strongest last, and the links and edges, which only the file has.
 #[derive(Clone, Debug)]
 pub struct Layers {
     layers: Vec<Layer>,
     links: Vec<toml::Table>,
+    edges: Vec<EdgeTable>,
     variables: Variables,
 }
 
@@ -65,7 +67,8 @@ struct TasksSection {
     backpressure: Option<std::net::SocketAddr>,
 }
 
-/// The shape of the file: everything of this node is in `[node]`, each link in a `[[link]]`.
+/// The shape of the file: everything of this node is in `[node]`, each link in a `[[link]]`,
+/// each edge of a hub in an `[[edge]]`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -73,6 +76,8 @@ struct File {
     node: NodeConfig,
     #[serde(default)]
     link: Vec<toml::Table>,
+    #[serde(default)]
+    edge: Vec<EdgeTable>,
     #[serde(default)]
     tasks: TasksSection,
 }
@@ -85,16 +90,16 @@ impl Layers {
         flags: NodeConfig,
     ) -> Result<Self, ConfigError> {
         let named = environment.get("BEAMLOG_CONFIG").map(PathBuf::from);
-        let mut links = Vec::new();
+        let (mut links, mut edges) = (Vec::new(), Vec::new());
         let mut layers = vec![Layer { origin: Origin::Default, config: defaults() }];
         if let Some(path) = file.map(Path::to_path_buf).or(named) {
             let file = read_file(&path)?;
             layers.push(Layer { origin: Origin::File, config: file.node });
-            links = file.link;
+            (links, edges) = (file.link, file.edge);
         }
         layers.push(Layer { origin: Origin::Environment, config: read_environment(environment)? });
         layers.push(Layer { origin: Origin::Flag, config: flags });
-        Ok(Self { layers, links, variables: Variables::new(environment.clone()) })
+        Ok(Self { layers, links, edges, variables: Variables::new(environment.clone()) })
     }
 
     /// The values that count.
@@ -124,6 +129,11 @@ impl Layers {
             }
         }
         if errors.is_empty() { Ok(links) } else { Err(errors) }
+    }
+
+    /// The edges as the file has them.
+    pub(super) fn edges(&self) -> &[EdgeTable] {
+        &self.edges
     }
 
     /// The variables that links may name.
@@ -156,7 +166,12 @@ fn read_file(path: &Path) -> Result<File, ConfigError> {
         tasks_backpressure: backpressure,
         ..NodeConfig::default()
     };
-    Ok(File { node: section.over(file.node), link: file.link, tasks: TasksSection::default() })
+    Ok(File {
+        node: section.over(file.node),
+        link: file.link,
+        edge: file.edge,
+        tasks: TasksSection::default(),
+    })
 }
 
 /// `line 3: unknown field …`, without the excerpt that toml draws over several lines.

@@ -40,7 +40,7 @@ fn check_taken(file: &str) {
 #[test]
 fn the_example_of_the_reference_is_understood() {
     let page = beamlog::config::reference::markdown();
-    let example = page.split("```toml\n").nth(2).unwrap().split("```").next().unwrap();
+    let example = page.split("```toml\n").nth(3).unwrap().split("```").next().unwrap();
     let folder = TempDir::new().unwrap();
     let creds = folder.path().join("core.creds");
     fs::write(&creds, "x").unwrap();
@@ -56,6 +56,7 @@ fn every_key_is_one_that_a_table_reads_back() {
     let file = "name = \"a\"\nurls = [\"nats://h:1\"]\nuser = \"u\"\npassword_file = \"f\"\npassword_env = \"v\"\n\
         token_file = \"f\"\ntoken_env = \"v\"\nnkey_file = \"f\"\nnkey_env = \"v\"\ncreds_file = \"f\"\n\
         creds_env = \"v\"\ntls_ca_file = \"f\"\ntls_cert_file = \"f\"\ntls_key_file = \"f\"\ntls_first = true\n\
+        certificates = \"f\"\n\
         domain = \"d\"\napi_prefix = \"p\"\nbytes_per_second = \"1MiB\"\npaused = true\n\
         import = [{ stream = \"S\", subject = \"s\", bucket = \"b\", as = \"t\", filter = \"f\", to = \"t\", \
         queue = \"q\", start = \"all\", start_sequence = 1, start_time = \"t\", keep_sequence = true, \
@@ -106,7 +107,9 @@ fn names_and_addresses_are_checked() {
         ("nats://", &["is not a URL"]),
         ("nats://joe:geheim@h:1", &["nats://h:1", "password_file"]),
         ("nats://geheim@h:1", &["nats://h:1", "token_file"]),
-        ("quic://h:1", &["QUIC", "nats://"]),
+        ("quic://h:1", &["quic://h:1 needs certificates", "beamlog cert edge"]),
+        ("quic://h", &["quic://h is not a URL", "quic://host:4433"]),
+        ("quic://joe@h:1", &["is not a URL", "h:1"]),
     ] {
         let file = format!("[[link]]\nname = \"a\"\nurls = [\"{url}\"]\nexport = [{{ subject = \"a\" }}]\n");
         check_refused(&file, words);
@@ -117,6 +120,61 @@ fn names_and_addresses_are_checked() {
     check_refused(&link(&format!("import = [ {many} ]")), &["import are at most 256"]);
     let twice = format!("{0}{0}", link("export = [{ subject = \"a\" }]"));
     assert!(resolve(&twice, &[]).unwrap_err()[0].contains("another link has this name"));
+}
+
+#[test]
+fn a_link_goes_to_nats_or_to_a_hub() {
+    let rule = "export = [{ subject = \"a\" }]";
+    let link = |urls: &str, more: &str| format!("[[link]]\nname = \"a\"\nurls = [{urls}]\n{more}\n{rule}\n");
+    check_refused(
+        &link("\"quic://h:1\", \"nats://h:2\"", "certificates = \"x\""),
+        &["a NATS server and a Beamlog hub"],
+    );
+    check_refused(
+        &link("\"nats://h:2\"", "certificates = \"x\""),
+        &["certificates does not go with nats://"],
+    );
+    for more in ["user = \"joe\"", "token_env = \"T\"", "tls_ca_file = \"ca.pem\"", "tls_first = true"] {
+        let key = more.split(' ').next().unwrap();
+        let said = format!("certificates = \"x\"\n{more}");
+        check_refused(&link("\"quic://h:1\"", &said), &[&format!("{key} does not go with quic://")]);
+    }
+    check_refused(&link("\"quic://h:1\"", "certificates = \"nowhere\""), &["the certificates in nowhere"]);
+    // Two links to one hub are two to one cluster.
+    let twice = format!(
+        "{}{}",
+        link("\"quic://h:1\"", "certificates = \"x\""),
+        link("\"quic://H:1\"", "certificates = \"x\"").replace("name = \"a\"", "name = \"b\"")
+    );
+    check_refused(&twice, &["both carry"]);
+}
+
+#[test]
+fn edges_are_named_with_what_they_may_carry() {
+    let hub = "[node]\nedge_listen = \"127.0.0.1:0\"\nedge_certificates = \"x\"\n";
+    let edge = |more: &str| format!("{hub}[[edge]]\nname = \"site7\"\n{more}\n");
+    for (file, words) in [
+        (edge(""), &["edge \"site7\"", "names nothing"][..]),
+        (edge("streams = [\"A.B\"]"), &["site7", "A.B"]),
+        (edge("subjects = [\"a..b\"]"), &["site7", "a..b"]),
+        (edge("subjects = [\"$JS.>\"]"), &["site7", "$JS.>"]),
+        (edge("unrestricted = true\nstreams = [\"A\"]"), &["site7", "unrestricted excludes"]),
+        (edge("colour = \"red\""), &["colour"]),
+        (
+            format!(
+                "{0}{1}",
+                edge("unrestricted = true"),
+                "[[edge]]\nname = \"site7\"\nunrestricted = true\n"
+            ),
+            &["another edge"],
+        ),
+        ("[[edge]]\nname = \"a\"\nunrestricted = true\n".to_owned(), &["[[edge]]: needs edge_listen"]),
+        ("[node]\nedge_certificates = \"x\"\n".to_owned(), &["edge_certificates: needs edge_listen"]),
+        ("[node]\nedge_listen = \"127.0.0.1:0\"\n".to_owned(), &["edge_certificates: is needed"]),
+    ] {
+        check_refused(&file, words);
+    }
+    assert!(resolve(&edge("streams = [\"A\"]\nbuckets = [\"b\"]\nsubjects = [\"c.>\"]"), &[]).is_ok());
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod cert;
 mod commands;
 mod configuration;
 mod edges;
+mod hub;
 mod link_configuration;
 mod link_procedures;
 mod links;

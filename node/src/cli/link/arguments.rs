@@ -93,7 +93,7 @@ pub(crate) struct LinkSettings {
     /// A TOML file with one [[link]], as in the configuration file; flags go over it.
     #[arg(long, value_name = "FILE")]
     pub(crate) from_file: Option<PathBuf>,
-    /// Server of the cluster: nats://, tls://, ws:// or wss://. May be given several times.
+    /// Server of the cluster: nats://, tls://, ws:// or wss://; or hub: quic://. May be given several times.
     #[arg(long = "url", value_name = "URL")]
     pub(crate) urls: Vec<String>,
     /// What comes from there: stream=, subject= or bucket=, and more keys after commas.
@@ -144,6 +144,9 @@ pub(crate) struct LinkSettings {
     /// TLS before the server says anything.
     #[arg(long)]
     pub(crate) tls_first: bool,
+    /// Of a hub: folder with this edge's certificate, as `beamlog cert edge` writes it.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) certificates: Option<PathBuf>,
     /// JetStream domain there.
     #[arg(long, value_name = "NAME")]
     pub(crate) domain: Option<String>,
@@ -181,6 +184,7 @@ impl LinkSettings {
             ("tls_ca_file", &self.tls_ca_file),
             ("tls_cert_file", &self.tls_cert_file),
             ("tls_key_file", &self.tls_key_file),
+            ("certificates", &self.certificates),
         ] {
             set(key, file.as_ref().map(|file| json!(file)));
         }
@@ -205,7 +209,7 @@ impl LinkSettings {
             }
         }
         for (key, value) in &mut link {
-            if key.ends_with("_file")
+            if (key.ends_with("_file") || key == "certificates")
                 && let Some(file) = value.as_str()
                 && let Ok(absolute) = std::path::absolute(file)
             {

@@ -47,6 +47,7 @@ pub(super) fn status(link: &Value) -> String {
     let mut text = String::new();
     let shown = [
         ("link", link["name"].clone()),
+        ("kind", link["kind"].clone()),
         ("state", link["state"].clone()),
         ("cause", link["cause"].clone()),
         ("server", link["server"].clone()),

@@ -4,8 +4,9 @@
 use std::collections::BTreeSet;
 
 use async_nats::ServerAddr;
+use beamlog_nats::link::hub;
 use beamlog_nats::link::mapping;
-use beamlog_nats::link::rules::Direction;
+use beamlog_nats::link::rules::{Direction, LinkKind};
 use beamlog_router::subject;
 
 use crate::config::links::error::{LinkError, LinkProblem, Place};
@@ -60,12 +61,15 @@ fn refusal(link: &LinkTable, place: Place, problem: LinkProblem) -> LinkError {
 
 /// Host and port of each server.
 fn servers(link: &LinkTable) -> BTreeSet<String> {
-    let address = |url: &String| url.parse::<ServerAddr>().ok();
-    link.urls
-        .iter()
-        .filter_map(address)
-        .map(|address| format!("{}:{}", address.host().to_ascii_lowercase(), address.port()))
-        .collect()
+    let address = |url: &String| match hub::address_of(url) {
+        // Not the endpoint of the same host: one may be reached by both.
+        Some(address) => Some(format!("quic {}", address.to_ascii_lowercase())),
+        None => url
+            .parse::<ServerAddr>()
+            .ok()
+            .map(|address| format!("{}:{}", address.host().to_ascii_lowercase(), address.port())),
+    };
+    link.urls.iter().filter_map(address).collect()
 }
 
 fn alone(link: &LinkTable, errors: &mut Vec<LinkError>) {
@@ -86,6 +90,7 @@ fn alone(link: &LinkTable, errors: &mut Vec<LinkError>) {
             refuse(problem);
         }
     }
+    transport(link, &mut refuse);
     if link.domain.is_some() && link.api_prefix.is_some() {
         refuse(LinkProblem::DomainAndPrefix);
     }
@@ -122,16 +127,52 @@ fn alone(link: &LinkTable, errors: &mut Vec<LinkError>) {
     }
 }
 
+/// What a link to a hub needs, and what it has no use for.
+fn transport(link: &LinkTable, refuse: &mut impl FnMut(LinkProblem)) {
+    let of = |kind| link.urls.iter().find(move |url| LinkKind::of_url(url) == Some(kind));
+    match (of(LinkKind::Beamlog), of(LinkKind::Nats)) {
+        (Some(_), Some(_)) => refuse(LinkProblem::TwoKinds),
+        (Some(url), None) => {
+            // Of a URL that cannot be used something else is told.
+            if link.certificates.is_none() && hub::address_of(url).is_some() {
+                refuse(LinkProblem::NoCertificates { url: url.clone() });
+            }
+            let others = [
+                ("user", link.user.is_some()),
+                ("password_file", link.password_file.is_some()),
+                ("password_env", link.password_env.is_some()),
+                ("token_file", link.token_file.is_some()),
+                ("token_env", link.token_env.is_some()),
+                ("nkey_file", link.nkey_file.is_some()),
+                ("nkey_env", link.nkey_env.is_some()),
+                ("creds_file", link.creds_file.is_some()),
+                ("creds_env", link.creds_env.is_some()),
+                ("tls_ca_file", link.tls_ca_file.is_some()),
+                ("tls_cert_file", link.tls_cert_file.is_some()),
+                ("tls_key_file", link.tls_key_file.is_some()),
+                ("tls_first", link.tls_first),
+            ];
+            for (key, _) in others.into_iter().filter(|(_, is_said)| *is_said) {
+                refuse(LinkProblem::KeyOfOtherTransport { key, scheme: "quic://" });
+            }
+        }
+        (None, Some(_)) if link.certificates.is_some() => {
+            refuse(LinkProblem::KeyOfOtherTransport { key: "certificates", scheme: "nats://" });
+        }
+        (None, _) => {}
+    }
+}
+
 fn place(list: &'static str, at: usize, rule: &impl serde::Serialize) -> Place {
     let text = toml::Value::try_from(rule).map(|value| value.to_string()).unwrap_or_default();
     Place::Rule { list, number: at + 1, text }
 }
 
 fn check_url(url: &str) -> Result<(), LinkProblem> {
-    if url.starts_with("quic://") {
-        return Err(LinkProblem::Quic { url: url.to_owned() });
-    }
     let illegal = || LinkProblem::Url { url: without_secret(url) };
+    if LinkKind::of_url(url) == Some(LinkKind::Beamlog) {
+        return hub::address_of(url).map(|_| ()).ok_or_else(illegal);
+    }
     if !url.contains("://") {
         return Err(illegal());
     }

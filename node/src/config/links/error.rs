@@ -50,10 +50,18 @@ pub enum LinkProblem {
     NameTaken,
     #[error("{what} are at most {max}")]
     TooMany { what: &'static str, max: usize },
-    #[error("{url} is not a URL of a NATS server, like nats://host:4222, tls://, ws:// or wss://")]
+    #[error(
+        "{url} is not a URL of a NATS server, like nats://host:4222, tls://, ws:// or wss://, or of a hub, like quic://host:4433"
+    )]
     Url { url: String },
-    #[error("{url}: links over QUIC to other Beamlog nodes are not part of this version; use nats://")]
-    Quic { url: String },
+    #[error("urls names a NATS server and a Beamlog hub: a link goes to one or the other")]
+    TwoKinds,
+    #[error("{url} needs certificates: the folder that `beamlog cert edge` wrote")]
+    NoCertificates { url: String },
+    #[error("{key} does not go with {scheme} URLs")]
+    KeyOfOtherTransport { key: &'static str, scheme: &'static str },
+    #[error("the certificates in {path}: {problem}")]
+    Certificates { path: String, problem: String },
     #[error(
         "{url} has a user or password in it: use user with password_file or password_env, or token_file or \
          token_env"

@@ -19,7 +19,8 @@ pub static LINK_KEYS: &[LinkKey] = &[
     key(
         "urls",
         "list of text",
-        "Servers of one cluster: `nats://`, `tls://` (TLS required), `ws://` or `wss://` (WebSocket). At most 16.",
+        "Servers of one NATS cluster: `nats://`, `tls://` (TLS required), `ws://` or `wss://` (WebSocket). Or hubs of one \
+         Beamlog cluster: `quic://host:port`. At most 16.",
     ),
     key("user", "text", "User to log in as; needs a password."),
     key(
@@ -41,6 +42,11 @@ pub static LINK_KEYS: &[LinkKey] = &[
         "tls_first",
         "boolean",
         "TLS before the server's INFO line, as `handshake_first` of nats-server wants it.",
+    ),
+    key(
+        "certificates",
+        "path",
+        "With `quic://`: folder with this edge's certificate, as `beamlog cert edge` writes it.",
     ),
     key("domain", "text", "JetStream domain there."),
     key("api_prefix", "text", "JetStream API prefix there, when it is another one than `$JS.API`."),

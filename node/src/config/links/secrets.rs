@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use beamlog_nats::link::rules::{
     Credentials, LinkConfig, LinkTls, RequestConfig, RuleConfig, Secret, StartFrom,
 };
+use beamlog_net::peer::Role;
 
 use crate::config::links::error::{LinkError, LinkProblem, Place};
 use crate::config::links::table::{LinkTable, RequestTable, RuleTable, StartName};
@@ -20,6 +21,7 @@ pub(super) fn resolve(link: &LinkTable, environment: &Environment) -> Result<Lin
     let mut problems = Vec::new();
     let credentials = credentials(link, environment, &mut problems);
     let tls = tls(link, &mut problems);
+    certificates(link, &mut problems);
     if !problems.is_empty() {
         let error = |problem| LinkError { link: link.name.clone(), place: Place::Link, problem };
         return Err(problems.into_iter().map(error).collect());
@@ -29,6 +31,7 @@ pub(super) fn resolve(link: &LinkTable, environment: &Environment) -> Result<Lin
         urls: link.urls.clone(),
         credentials,
         tls,
+        certificates: link.certificates.clone(),
         domain: link.domain.clone(),
         api_prefix: link.api_prefix.clone(),
         bytes_per_second: link.bytes_per_second.map(|limit| limit.0),
@@ -126,6 +129,21 @@ impl Named<'_> {
     fn said_key(&self) -> &'static str {
         if self.file.is_some() { self.file_key } else { self.variable_key }
     }
+}
+
+/// They are read again when they change; what is wrong with them now is told now.
+fn certificates(link: &LinkTable, problems: &mut Vec<LinkProblem>) {
+    let Some(folder) = &link.certificates else { return };
+    let problem = match crate::edges::load(folder) {
+        Ok(certificates) => match certificates.current().identity.role {
+            Role::Edge => return,
+            role @ (Role::Node | Role::Witness) => {
+                format!("{} is named there, an edge is needed: `beamlog cert edge`", role.with_article())
+            }
+        },
+        Err(error) => crate::cli::err_chain(&error),
+    };
+    problems.push(LinkProblem::Certificates { path: folder.display().to_string(), problem });
 }
 
 fn tls(link: &LinkTable, problems: &mut Vec<LinkProblem>) -> LinkTls {

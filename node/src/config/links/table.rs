@@ -44,6 +44,8 @@ pub struct LinkTable {
     #[serde(skip_serializing_if = "is_false")]
     pub tls_first: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificates: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub api_prefix: Option<String>,
@@ -224,6 +226,7 @@ impl LinkTable {
             tls_cert_file: reader.take("tls_cert_file"),
             tls_key_file: reader.take("tls_key_file"),
             tls_first: reader.take("tls_first").unwrap_or_default(),
+            certificates: reader.take("certificates"),
             domain: reader.take("domain"),
             api_prefix: reader.take("api_prefix"),
             bytes_per_second: reader.take("bytes_per_second"),
