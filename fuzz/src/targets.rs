@@ -37,6 +37,8 @@ targets! {
     headers,
     identity,
     interest,
+    link_delivery,
+    link_headers,
     link_table,
     log_entry,
     log_files,

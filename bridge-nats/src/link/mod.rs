@@ -22,6 +22,8 @@ mod limit;
 mod local;
 pub mod mapping;
 mod missing;
+#[doc(hidden)]
+pub mod outside;
 pub mod rules;
 mod runtime;
 pub mod status;

@@ -30,6 +30,9 @@ const KEPT_ID: &str = "Beamlog-Msg-Id";
 /// Streams that a message may pass. Longer ways are mistakes.
 const HOPS_MAX: usize = 8;
 
+/// Bytes of a stream's name.
+const NAME_MAX: usize = 255;
+
 /// One stream, among all of that name that there ever were anywhere.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) struct StreamKey {
@@ -56,9 +59,19 @@ impl StreamKey {
     }
 }
 
+/// No stream is called otherwise. A list of hops with another name could not be sent on as a header: the message
+/// would go round for ever.
+fn is_name(name: &str) -> bool {
+    let is_odd = |c: char| c.is_whitespace() || c.is_control() || c == ',';
+    !name.is_empty() && name.len() <= NAME_MAX && !name.contains(is_odd)
+}
+
 fn parse(id: &str) -> Option<(StreamKey, u64)> {
     let (name, rest) = id.rsplit_once('@')?;
     let (epoch, sequence) = rest.split_once(':')?;
+    if !is_name(name) {
+        return None;
+    }
     Some((StreamKey { name: name.to_owned(), epoch: epoch.parse().ok()? }, sequence.parse().ok()?))
 }
 
@@ -76,7 +89,8 @@ impl Trail {
             headers::find(block, name.as_bytes()).and_then(|value| std::str::from_utf8(value).ok())
         };
         let mut trail = Self::read(text(HOPS), text(ORIGIN_TIME));
-        if let Some(from) = text(ORIGIN_HEADER).and_then(|value| Provenance::parse(value.as_bytes())) {
+        let from = text(ORIGIN_HEADER).and_then(|value| Provenance::parse(value.as_bytes()));
+        if let Some(from) = from.filter(|from| is_name(&from.stream)) {
             trail.time = trail.time.or(Some(from.time.0));
             trail.hops.push((StreamKey { name: from.stream, epoch: from.epoch }, from.sequence.0));
         }
@@ -96,6 +110,10 @@ impl Trail {
 
     pub(crate) fn has_been_in(&self, stream: &StreamKey) -> bool {
         self.hops.iter().any(|(hop, _)| hop == stream)
+    }
+
+    pub(crate) fn hops(&self) -> impl Iterator<Item = (&StreamKey, u64)> {
+        self.hops.iter().map(|(key, sequence)| (key, *sequence))
     }
 
     pub(crate) fn is_too_long(&self) -> bool {
@@ -170,7 +188,7 @@ mod tests {
     fn an_id_names_one_message_of_one_stream() {
         assert_eq!(key("S").id(5), "S@17:5");
         assert_eq!(key("S").sequence_of("S@17:5"), Some(5));
-        for other in ["S@18:5", "T@17:5", "S@17", "5", "", "S@17:x"] {
+        for other in ["S@18:5", "T@17:5", "S@17", "5", "", "S@17:x", "@17:5"] {
             assert_eq!(key("S").sequence_of(other), None, "{other}");
         }
     }
@@ -200,6 +218,17 @@ mod tests {
         let trail = Trail::of_block(&block);
         assert!(trail.has_been_in(&key("HERE")) && trail.has_been_in(&key("THERE")));
         assert_eq!(headers::find(&block, KEPT_ID.as_bytes()), Some(&b"own"[..]));
+    }
+
+    /// A hop that no header can have must not take the others with it.
+    #[test]
+    fn what_cannot_be_sent_on_is_left_out_of_the_way() {
+        let stored = Builder::new().header("User", "u").finish();
+        let odd = [&stored[..stored.len() - 2], b"Beamlog-Hops: A@17:1,B\rB@17:2\r\n\r\n"].concat();
+        let trail = Trail::of_block(&odd);
+        assert_eq!(trail.hops().map(|(key, _)| key.name.as_str()).collect::<Vec<_>>(), ["A"]);
+        let map = outward(&odd, &trail, &key("HERE"), 7, Timestamp(100));
+        assert_eq!(map.get(HOPS).map(|value| value.as_str()), Some("A@17:1,HERE@17:7"));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Streams from there to here. A durable consumer there delivers; each message is stored here with its
 //! provenance in the same record, and acked there when that is durable. What comes again is known for ever.
 
-mod upstream;
+pub(super) mod upstream;
 
 use std::future::IntoFuture as _;
 use std::time::Duration;

@@ -160,6 +160,33 @@ pub(super) async fn verify(session: &Session, plan: Plan, origins: &[OriginInfo]
     }
 }
 
+/// Where a delivery says that it is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(in crate::link) struct Position {
+    pub(in crate::link) sequence: u64,
+    /// Deliveries of the consumer up to this one.
+    pub(in crate::link) delivery: u64,
+    /// Nanoseconds since 1970.
+    pub(in crate::link) time: u64,
+}
+
+impl Position {
+    /// `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<deliveries>.<sequence>.<consumer sequence>.<time>.<pending>[.<token>]`
+    pub(in crate::link) fn parse(reply: &str) -> Option<Self> {
+        let mut tokens = reply.split('.');
+        let count = tokens.clone().count();
+        // Without a domain there are nine; with one, newer servers may add to the end.
+        let at = match count {
+            9 => 5,
+            11.. => 7,
+            _ => return None,
+        };
+        let mut number = |skip: usize| tokens.nth(skip)?.parse().ok();
+        let sequence = number(at).filter(|sequence| *sequence > 0)?;
+        Some(Self { sequence, delivery: number(0)?, time: number(0)? })
+    }
+}
+
 /// A message that was delivered.
 #[derive(Clone, Debug)]
 pub(super) struct Arrived {
@@ -175,14 +202,9 @@ pub(super) struct Arrived {
 }
 
 impl Arrived {
-    /// `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<deliveries>.<sequence>.<consumer sequence>.<time>.<pending>[.<token>]`
     fn read(message: async_nats::Message) -> Option<Self> {
         let reply = message.reply?;
-        let tokens: Vec<&str> = reply.split('.').collect();
-        let at = if tokens.len() == 9 { 5 } else { 7 };
-        let sequence = tokens.get(at)?.parse().ok().filter(|sequence| *sequence > 0)?;
-        let delivery = tokens.get(at + 1)?.parse().ok()?;
-        let time = tokens.get(at + 2)?.parse().ok()?;
+        let Position { sequence, delivery, time } = Position::parse(&reply)?;
         Some(Self {
             sequence,
             delivery,

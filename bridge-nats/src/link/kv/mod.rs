@@ -12,7 +12,7 @@
 mod copy;
 mod here;
 mod there;
-mod version;
+pub(super) mod version;
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -4,16 +4,16 @@ use beamlog_router::headers;
 use bytes::Bytes;
 
 /// The header of a copy: when it was written, in nanoseconds since 1970, and in which bucket.
-pub(super) const VERSION: &str = "Beamlog-Bucket";
+pub(in crate::link) const VERSION: &str = "Beamlog-Bucket";
 /// How far in the future of its own storing a write may claim to be: clocks differ by less.
 const SKEW_NANOS_MAX: u64 = 60_000_000_000;
 
 /// Which bucket, of all there are: made of its name and the time at which it was made.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(super) struct BucketId(u64);
+pub(in crate::link) struct BucketId(u64);
 
 impl BucketId {
-    pub(super) fn new(stream: &str, created_nanos: u64) -> Self {
+    pub(in crate::link) fn new(stream: &str, created_nanos: u64) -> Self {
         // FNV-1a: all versions of this program must agree on it.
         let bytes = stream.bytes().chain(created_nanos.to_le_bytes());
         Self(bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
@@ -24,14 +24,14 @@ impl BucketId {
 
 /// One write of one key. The later one is greater.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(super) struct Version {
-    pub(super) time: u64,
-    pub(super) bucket: BucketId,
+pub(in crate::link) struct Version {
+    pub(in crate::link) time: u64,
+    pub(in crate::link) bucket: BucketId,
 }
 
 impl Version {
     /// The version of a message that was stored in `bucket` at `stored`: its own, or the one that it copies.
-    pub(super) fn of(header: Option<&[u8]>, bucket: BucketId, stored: u64) -> Self {
+    pub(in crate::link) fn of(header: Option<&[u8]>, bucket: BucketId, stored: u64) -> Self {
         let native = Self { time: stored, bucket };
         // Whoever claims to come from the future would win for ever.
         header
@@ -40,7 +40,7 @@ impl Version {
             .unwrap_or(native)
     }
 
-    pub(super) fn text(self) -> String {
+    pub(in crate::link) fn text(self) -> String {
         format!("{} {:016x}", self.time, self.bucket.0)
     }
 
