@@ -170,6 +170,22 @@ async fn patiently<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T 
     }
 }
 
+/// Waits until the target has as many messages as the source, as long as more and more come.
+async fn all_of(source: (&Context, &str), target: (&Context, &str)) {
+    let mut before = None;
+    loop {
+        let what = format!("more of {} than {before:?} comes to {}", source.1, target.1);
+        let arrived = patiently(&what, async || {
+            let (wanted, arrived) = (count(source.0, source.1).await?, count(target.0, target.1).await?);
+            (arrived >= wanted || before != Some(arrived)).then_some((arrived, arrived >= wanted))
+        });
+        match arrived.await {
+            (_, true) => return,
+            (arrived, false) => before = Some(arrived),
+        }
+    }
+}
+
 async fn make(context: &Context, name: &str, subjects: &str) {
     let config = Config { name: name.into(), subjects: vec![subjects.into()], ..Config::default() };
     patiently("a stream is made", async || context.create_stream(config.clone()).await.ok()).await;
@@ -376,12 +392,7 @@ async fn whatever_fails_around_a_link_each_message_lands_once() {
         publisher.await.unwrap();
     }
     for (from, source, to, target) in [(&far, "DOWN", &near, "DOWN"), (&near, "LOCAL", &far, "UP")] {
-        patiently(&format!("all of {source} is in {target}"), async || {
-            let wanted = count(from, source).await?;
-            let arrived = count(to, target).await?;
-            (arrived >= wanted).then_some(())
-        })
-        .await;
+        all_of((from, source), (to, target)).await;
     }
     let source = by_subject(&there, "DOWN").await;
     check_equal(&source, &by_subject(&here, "DOWN").await, "import");

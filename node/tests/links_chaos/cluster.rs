@@ -162,12 +162,7 @@ async fn the_node_that_runs_a_link_may_be_killed_and_another_one_goes_on() {
         publisher.await.unwrap();
     }
     for (from, source, to, target) in [(&far, "DOWN", &near, "DOWN"), (&near, "LOCAL", &far, "UP")] {
-        patiently(&format!("all of {source} is in {target}"), async || {
-            let wanted = count(from, source).await?;
-            let arrived = count(to, target).await?;
-            (arrived >= wanted).then_some(())
-        })
-        .await;
+        all_of((from, source), (to, target)).await;
     }
     let source = by_subject(&there, "DOWN").await;
     check_equal(&source, &by_subject(&here, "DOWN").await, "import");
