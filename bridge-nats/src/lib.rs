@@ -10,8 +10,8 @@ mod session;
 mod time;
 
 pub use server::{
-    API_LEVEL, Auth, Grant, GrantError, Guest, JetStream, Server, ServerOptions, ServerStats, StartError,
-    TlsFilesError, TlsOptions, VERSION,
+    API_LEVEL, Auth, ClusterInfo, Grant, GrantError, Guest, JetStream, Server, ServerOptions, ServerStats,
+    StartError, TlsFilesError, TlsOptions, VERSION,
 };
 pub use session::{CloseReason, ConnectionSnapshot, SubscriptionSnapshot};
 pub use time::{rfc3339, rfc3339_nanos};

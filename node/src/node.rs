@@ -176,7 +176,11 @@ impl Node {
         if let (Some(prepared), Some(replica)) = (prepared, replica) {
             let clustered = Arc::new(ClusterApi::new(api.clone(), Arc::clone(&interest)));
             match prepared.start(&router, replica, &clustered).await {
-                Ok(started) => member = Some(started),
+                Ok(started) => {
+                    let seen = started.clone();
+                    api.placed_by(Box::new(move || seen.view()));
+                    member = Some(started);
+                }
                 Err(error) => return Err(close_after(router, of_cluster(error)).await),
             }
             jetstream = clustered;
@@ -189,6 +193,9 @@ impl Node {
                 return Err(close_after(router, error.into()).await);
             }
         };
+        if let Some(member) = &member {
+            cluster::announce(member, &server, &router);
+        }
         // After the endpoint, so that nothing that a link brings comes before clients can be there for it.
         let links = match NodeLinks::start(router.clone(), &options, member.as_ref().map(NodeCluster::role)) {
             Ok(links) => Arc::new(links),

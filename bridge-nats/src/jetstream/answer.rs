@@ -8,6 +8,7 @@ use beamlog_router::consumer::ConsumerInfo;
 use beamlog_router::headers::Builder;
 use beamlog_router::{Message, Sequence, Timestamp};
 
+use super::cluster_view::Whereabouts;
 use super::errors::ErrorBody;
 use super::json::Object;
 use super::{consumer_config, stream_config, time, version};
@@ -190,7 +191,7 @@ fn document(kind: Kind, fill: impl FnOnce(&mut Object<'_>)) -> String {
 /// What an answer says besides what the engine knows.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Around<'a> {
-    pub(super) server_name: &'a str,
+    pub(super) whereabouts: Whereabouts<'a>,
     pub(super) now: Timestamp,
     /// API requests answered, and how many of them by an error.
     pub(super) requests: u64,
@@ -212,7 +213,7 @@ pub(super) fn spell(form: Form, answer: &Answer, around: &Around<'_>) -> Reply {
                 // A page without subjects is none.
                 write_page(info.subjects.as_ref().filter(|page| page.total > 0), object);
             }
-            stream_config::write_info(info, true, asked.then_some(around.server_name), object);
+            stream_config::write_info(info, true, around.whereabouts, asked, object);
             // nats-server says so whenever a create succeeds, the stream being new or not.
             object.boolean_if_set("did_create", *created || kind == Kind::StreamCreate);
         }
@@ -228,7 +229,9 @@ pub(super) fn spell(form: Form, answer: &Answer, around: &Around<'_>) -> Reply {
         }
         Response::Streams(page) => {
             write_page(Some(page), object);
-            object.list("streams", &page.items, stream_config::push_info);
+            object.list("streams", &page.items, |info, out| {
+                stream_config::push_info(info, around.whereabouts, out);
+            });
         }
         Response::Deleted => object.boolean("success", true),
         Response::Purged { count } => {
@@ -238,11 +241,15 @@ pub(super) fn spell(form: Form, answer: &Answer, around: &Around<'_>) -> Reply {
         Response::Message(message) => write_message(message, form.no_headers, object),
         // An answer to direct get only.
         Response::Batch { .. } => {}
-        Response::Consumer(info) => consumer_config::write_info(info, around.now, true, object),
+        Response::Consumer(info) => {
+            consumer_config::write_info(info, around.now, true, around.whereabouts, object);
+        }
         Response::Consumers(page) => {
             write_page(Some(page), object);
             object.list("consumers", &page.items, |info: &ConsumerInfo, out| {
-                Object::write(out, |inner| consumer_config::write_info(info, around.now, false, inner));
+                Object::write(out, |inner| {
+                    consumer_config::write_info(info, around.now, false, around.whereabouts, inner);
+                });
             });
         }
         Response::Paused { until, remaining_nanos } => {
@@ -389,7 +396,8 @@ mod tests {
 
     use super::*;
 
-    const AROUND: Around<'_> = Around { server_name: "n1", now: Timestamp(5), requests: 7, errors: 2 };
+    const AROUND: Around<'_> =
+        Around { whereabouts: Whereabouts::Alone("n1"), now: Timestamp(5), requests: 7, errors: 2 };
 
     fn document(kind: Kind, answer: Answer) -> Value {
         let reply = spell(Form { kind, no_headers: false, of_each: false }, &answer, &AROUND);

@@ -2,8 +2,8 @@
 //! answer reaches the reply subject. Never blocks.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use beamlog_router::api::request::{Answer, Request};
@@ -14,6 +14,7 @@ use bytes::Bytes;
 
 use super::answer::{self, Around, Form, Kind, Raw, Reply};
 use super::call::{Call, parse_request};
+use super::cluster_view::{ClusterView, Whereabouts};
 use super::errors::ErrorBody;
 use super::request::{ApiRequest, Handled};
 use crate::server::JetStream;
@@ -26,13 +27,16 @@ pub struct Api {
 }
 
 /// What the answers need; it travels to the driver thread with each request.
-#[derive(Debug)]
 struct Shared {
     interest: Arc<Interest>,
     server_name: String,
+    placed: OnceLock<Placed>,
     requests: AtomicU64,
     errors: AtomicU64,
 }
+
+/// Says where the streams of this cluster are, now.
+pub type Placed = Box<dyn Fn() -> ClusterView + Send + Sync>;
 
 /// How much the API was used.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -44,7 +48,7 @@ pub struct ApiStats {
 
 impl std::fmt::Debug for Api {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Api").field("shared", &self.shared).finish_non_exhaustive()
+        f.debug_struct("Api").field("server_name", &self.shared.server_name).finish_non_exhaustive()
     }
 }
 
@@ -53,8 +57,20 @@ impl Api {
     #[must_use]
     pub fn new(router: Router, server_name: String) -> Self {
         let interest = Arc::clone(router.interest());
-        let shared = Shared { interest, server_name, requests: AtomicU64::new(0), errors: AtomicU64::new(0) };
+        let shared = Shared {
+            interest,
+            server_name,
+            placed: OnceLock::new(),
+            requests: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+        };
         Self { router, shared: Arc::new(shared) }
+    }
+
+    /// Of a node in a cluster: who says where streams are. The first one stays.
+    pub fn placed_by(&self, placed: Placed) {
+        // Set once, when the node starts.
+        drop(self.shared.placed.set(placed));
     }
 
     #[must_use]
@@ -146,8 +162,9 @@ fn taken<T>(offered: Result<(), Full<T>>) -> Handled {
 
 impl Shared {
     fn answer_document(&self, to: &[u8], form: Form, answer: &Answer) {
+        let view = self.placed.get().map(|placed| placed());
         let around = Around {
-            server_name: &self.server_name,
+            whereabouts: view.as_ref().map_or(Whereabouts::Alone(&self.server_name), Whereabouts::Cluster),
             now: wall_clock(),
             requests: self.requests.load(Ordering::Relaxed),
             errors: self.errors.load(Ordering::Relaxed),

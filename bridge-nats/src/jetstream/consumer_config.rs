@@ -7,6 +7,7 @@ use beamlog_router::consumer::{
 };
 use beamlog_router::{Sequence, Timestamp};
 
+use super::cluster_view::Whereabouts;
 use super::errors::ErrorBody;
 use super::json::{Fields, Malformed, Object, push_number};
 use super::version;
@@ -292,7 +293,13 @@ pub(super) fn write(config: &ConsumerConfig, server: bool, object: &mut Object<'
 }
 
 /// Writes the members of a consumer info.
-pub(super) fn write_info(info: &ConsumerInfo, now: Timestamp, server: bool, object: &mut Object<'_>) {
+pub(super) fn write_info(
+    info: &ConsumerInfo,
+    now: Timestamp,
+    server: bool,
+    whereabouts: Whereabouts<'_>,
+    object: &mut Object<'_>,
+) {
     object.text("stream_name", &info.stream);
     object.text("name", &info.config.name);
     object.time("created", info.created);
@@ -308,6 +315,7 @@ pub(super) fn write_info(info: &ConsumerInfo, now: Timestamp, server: bool, obje
         object.boolean("paused", true);
         object.number_unless_zero("pause_remaining", remaining);
     }
+    whereabouts.write_of_consumer(object);
     object.time("ts", now);
 }
 

@@ -8,6 +8,7 @@ use beamlog_router::stream::{
 };
 use beamlog_router::{Sequence, Timestamp};
 
+use super::cluster_view::Whereabouts;
 use super::errors::ErrorBody;
 use super::json::{Fields, Malformed, Object, push_number};
 use super::version;
@@ -248,14 +249,18 @@ fn or_minus_one(limit: Option<impl Into<i128>>) -> i128 {
     limit.map_or(-1, Into::into)
 }
 
-/// Writes the members of a stream info. `asked` is a request for one stream, which names its leader.
-pub(super) fn write_info(info: &StreamInfo, server: bool, leader: Option<&str>, object: &mut Object<'_>) {
+/// Writes the members of a stream info. `asked` is a request for this one stream.
+pub(super) fn write_info(
+    info: &StreamInfo,
+    server: bool,
+    whereabouts: Whereabouts<'_>,
+    asked: bool,
+    object: &mut Object<'_>,
+) {
     object.object("config", |inner| write(&info.config, server, inner));
     object.time("created", info.created);
     object.object("state", |inner| write_state(info, inner));
-    if let Some(leader) = leader {
-        object.object("cluster", |inner| inner.text("leader", leader));
-    }
+    whereabouts.write(asked, object);
     // DR23, ours: what an ack of this stream means. There is one class: synced before the ack.
     object.text("durability", "disk");
     object.time("ts", info.now);
@@ -285,8 +290,8 @@ fn write_state(info: &StreamInfo, object: &mut Object<'_>) {
 }
 
 /// Appends a whole info as an element of a list.
-pub(super) fn push_info(info: &StreamInfo, out: &mut String) {
-    Object::write(out, |object| write_info(info, false, None, object));
+pub(super) fn push_info(info: &StreamInfo, whereabouts: Whereabouts<'_>, out: &mut String) {
+    Object::write(out, |object| write_info(info, false, whereabouts, false, object));
 }
 
 #[cfg(test)]

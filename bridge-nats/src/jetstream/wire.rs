@@ -11,6 +11,7 @@ use beamlog_router::headers::Builder;
 use beamlog_router::wire::{Advisory, DeliveryRef, DeliveryStatus, Wire};
 
 use super::answer::write_error;
+use super::cluster_view::ClusterView;
 use super::errors::ErrorBody;
 use super::json::{Object, push_text};
 use super::time;
@@ -23,6 +24,13 @@ pub struct NatsWire {
     advisories: AtomicU64,
 }
 
+/// What happens to a cluster's streams and consumers.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ClusterEvent {
+    LeaderElected,
+    QuorumLost,
+}
+
 impl Default for NatsWire {
     fn default() -> Self {
         Self::new()
@@ -33,6 +41,41 @@ impl NatsWire {
     #[must_use]
     pub fn new() -> Self {
         Self { identity: RandomState::new().hash_one("advisory"), advisories: AtomicU64::new(0) }
+    }
+
+    /// What a cluster tells of a stream, or of a consumer of it: subject and body.
+    #[must_use]
+    pub fn cluster_advisory(
+        &self,
+        event: ClusterEvent,
+        stream: &str,
+        consumer: Option<&str>,
+        view: &ClusterView,
+        now: Timestamp,
+    ) -> (String, Vec<u8>) {
+        let (word, kind) = match event {
+            ClusterEvent::LeaderElected => ("LEADER_ELECTED", "leader_elected"),
+            ClusterEvent::QuorumLost => ("QUORUM_LOST", "quorum_lost"),
+        };
+        let (subject, of) = match consumer {
+            None => (format!("$JS.EVENT.ADVISORY.STREAM.{word}.{stream}"), "stream"),
+            Some(consumer) => (format!("$JS.EVENT.ADVISORY.CONSUMER.{word}.{stream}.{consumer}"), "consumer"),
+        };
+        let mut body = String::with_capacity(512);
+        Object::write(&mut body, |object| {
+            object.text("type", &format!("io.nats.jetstream.advisory.v1.{of}_{kind}"));
+            object.text("id", &self.advisory_id());
+            object.time("timestamp", now);
+            object.text("stream", stream);
+            if let Some(consumer) = consumer {
+                object.text("consumer", consumer);
+            }
+            if event == ClusterEvent::LeaderElected {
+                object.text("leader", view.leader.as_deref().unwrap_or_default());
+            }
+            view.write_replicas(object);
+        });
+        (subject, body.into_bytes())
     }
 
     /// 22 letters and digits, as nats-server's ids have.

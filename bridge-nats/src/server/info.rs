@@ -1,6 +1,7 @@
 //! The INFO line, and who this server says it is.
 
 use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
@@ -26,6 +27,15 @@ pub(crate) struct Info {
     tls_available: bool,
     payload_max: usize,
     jetstream: bool,
+    cluster: RwLock<Arc<ClusterInfo>>,
+}
+
+/// What INFO says of the cluster that a server is in. Empty: it is in none.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct ClusterInfo {
+    pub name: String,
+    /// Where clients reach its servers, `host:port`; this one too.
+    pub connect_urls: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -51,6 +61,10 @@ struct Fields<'a> {
     jetstream: bool,
     client_id: u64,
     client_ip: String,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    cluster: &'a str,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    connect_urls: &'a [String],
     #[serde(skip_serializing_if = "is_false")]
     ldm: bool,
     #[serde(skip_serializing_if = "is_false")]
@@ -109,7 +123,18 @@ impl Info {
             tls_available: tls.is_some_and(|tls| !tls.required),
             payload_max: options.payload_max,
             jetstream,
+            cluster: RwLock::default(),
         }
+    }
+
+    /// From now on lines say this of the cluster. Returns whether that is news.
+    pub(crate) fn set_cluster(&self, cluster: ClusterInfo) -> bool {
+        let mut known = self.cluster.write().unwrap_or_else(PoisonError::into_inner);
+        let news = **known != cluster;
+        if news {
+            *known = Arc::new(cluster);
+        }
+        news
     }
 
     /// The first line for one client. A guest has shown who it is, and what it says is sealed on its way already.
@@ -135,6 +160,11 @@ impl Info {
         connect_info: bool,
         ldm: bool,
     ) -> Vec<u8> {
+        // A guest came another way, and cannot go where clients go.
+        let cluster = match is_guest {
+            true => Arc::default(),
+            false => Arc::clone(&self.cluster.read().unwrap_or_else(PoisonError::into_inner)),
+        };
         let fields = Fields {
             server_id: &self.server_id,
             server_name: &self.server_name,
@@ -152,6 +182,8 @@ impl Info {
             jetstream: self.jetstream,
             client_id,
             client_ip: peer.ip().to_string(),
+            cluster: &cluster.name,
+            connect_urls: &cluster.connect_urls,
             ldm,
             connect_info,
             remote_account: connect_info.then_some("$G"),
@@ -214,5 +246,13 @@ mod tests {
         assert_eq!(json["client_ip"], "127.0.0.1");
         assert_eq!(json["jetstream"], true);
         assert!(json.get("connect_info").is_none() && json.get("auth_required").is_none());
+        assert!(json.get("cluster").is_none() && json.get("connect_urls").is_none());
+
+        let cluster = ClusterInfo { name: "c".into(), connect_urls: vec!["h:4222".into()] };
+        assert!(info.set_cluster(cluster.clone()));
+        assert!(!info.set_cluster(cluster), "it is known already");
+        let line = String::from_utf8(info.line(7, address, false)).unwrap();
+        let json: serde_json::Value = serde_json::from_str(line.strip_prefix("INFO ").unwrap()).unwrap();
+        assert_eq!((json["cluster"].as_str(), json["connect_urls"][0].as_str()), (Some("c"), Some("h:4222")));
     }
 }

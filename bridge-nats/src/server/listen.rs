@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tracing::{debug, info, warn};
 
-use super::info::{Info, fresh_server_id};
+use super::info::{ClusterInfo, Info, fresh_server_id};
 use super::serve::Way;
 use super::{JetStream, ServerOptions, flusher, keeper, serve};
 use crate::session::{CloseReason, Connection, ConnectionSnapshot, SubscriptionSnapshot};
@@ -131,6 +131,20 @@ impl Server {
 
     pub(super) fn context(&self) -> Arc<Context> {
         Arc::clone(&self.context)
+    }
+
+    /// Says of which cluster it is, and tells clients when that has changed, so that they know where else to go.
+    pub fn set_cluster(&self, cluster: ClusterInfo) {
+        if !self.context.info.set_cluster(cluster) {
+            return;
+        }
+        for connection in self.context.living() {
+            // Older clients do not expect the line again, and a guest came another way.
+            if connection.protocol() >= 1 && connection.guest.is_none() {
+                connection.say(&self.context.info.line(connection.id, connection.peer, false));
+                connection.flush_now();
+            }
+        }
     }
 
     /// The connections that live, in the order of their ids.

@@ -20,7 +20,7 @@ mod serve;
 mod socket;
 
 pub use guest::{Grant, GrantError, Guest};
-pub use info::{API_LEVEL, VERSION};
+pub use info::{API_LEVEL, ClusterInfo, VERSION};
 pub use jetstream::JetStream;
 pub use listen::{Server, ServerStats, StartError};
 pub use options::{Auth, ServerOptions, TlsFilesError, TlsOptions};

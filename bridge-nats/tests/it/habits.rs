@@ -1,5 +1,8 @@
 //! What clients in the field send, byte for byte (`contracts/beamline-cbs.md`, part 4).
 
+use beamlog_nats::ClusterInfo;
+use serde_json::json;
+
 use crate::raw::{Raw, options, start};
 
 #[tokio::test]
@@ -95,4 +98,23 @@ async fn without_echo_a_client_does_not_hear_itself_but_others_do() {
     quiet.send("PUB a 1\r\nx\r\nPUB q 1\r\ny\r\nPUB q 1\r\nz\r\nPING\r\n").await;
     quiet.expect("PONG\r\n").await;
     other.expect("MSG a 9 1\r\nx\r\nMSG q 8 1\r\ny\r\nMSG q 8 1\r\nz\r\n").await;
+}
+
+/// Clients take the line whenever it comes, and learn from it where else they may go.
+#[tokio::test]
+async fn who_is_connected_is_told_when_the_cluster_changes() {
+    let server = start(options()).await;
+    let mut client = Raw::connect(server.local_addr()).await;
+    client.send("CONNECT {\"verbose\":false,\"pedantic\":false,\"protocol\":1}\r\nPING\r\n").await;
+    client.expect("PONG\r\n").await;
+    assert!(client.line().await.contains("\"connect_info\":true"));
+    let cluster = ClusterInfo { name: "c".into(), connect_urls: vec!["a:4222".into(), "b:4222".into()] };
+    server.set_cluster(cluster.clone());
+    let line = client.line().await;
+    let told: serde_json::Value = serde_json::from_str(line.strip_prefix("INFO ").unwrap()).unwrap();
+    assert_eq!((&told["cluster"], &told["connect_urls"]), (&json!("c"), &json!(["a:4222", "b:4222"])));
+    // The same again is no news: what comes next is the answer to the ping.
+    server.set_cluster(cluster);
+    client.send("PING\r\n").await;
+    assert_eq!(client.line().await.trim_end(), "PONG");
 }

@@ -30,6 +30,7 @@ pub struct Seat {
     driver: Arc<Driver>,
     peers: Arc<Peers>,
     inbox: Option<mpsc::UnboundedReceiver<Word>>,
+    clients: Arc<str>,
     role: watch::Receiver<Role>,
 }
 
@@ -55,8 +56,25 @@ impl Seat {
             driver: Arc::new(Driver { words, role: role_sender }),
             peers: Arc::new(Peers { cluster: OnceLock::new(), shard: OnceLock::new() }),
             inbox: Some(inbox),
+            clients: "".into(),
             role,
         }
+    }
+
+    /// Tells the peers where clients reach this node, `host:port`. What is longer than an address can be is not
+    /// told.
+    #[must_use]
+    pub fn with_clients_at(mut self, address: &str) -> Self {
+        if address.len() <= claims::ADDRESS_BYTES_MAX {
+            self.clients = address.into();
+        }
+        self
+    }
+
+    /// Where clients reach a peer that said this of itself.
+    #[must_use]
+    pub fn clients_of(claims: &Bytes) -> Option<String> {
+        claims::address(claims)
     }
 
     /// For the router that is opened for this cluster.
@@ -75,9 +93,9 @@ impl Seat {
     /// before the cluster has started.
     #[must_use]
     pub fn claims(&self) -> Arc<dyn Fn() -> Bytes + Send + Sync> {
-        let peers = Arc::clone(&self.peers);
+        let (peers, clients) = (Arc::clone(&self.peers), Arc::clone(&self.clients));
         Arc::new(move || match peers.cluster() {
-            Ok(cluster) => claims::encode(cluster.handler.shard(), cluster.books.durable()),
+            Ok(cluster) => claims::encode(cluster.handler.shard(), cluster.books.durable(), &clients),
             Err(_not_yet) => Bytes::new(),
         })
     }

@@ -310,6 +310,7 @@ impl Live {
             number: self.session.number,
             address: self.connection.remote_address(),
             advertise: self.peer.advertise.clone(),
+            claims: self.peer.claims.clone(),
             role: self.peer.role,
             dialled_by_us: self.dialled_by_us,
             age: self.age(),

@@ -1,5 +1,6 @@
 //! Who is connected, who is known, and what was counted of each.
 
+use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -80,6 +81,8 @@ pub struct SessionSnapshot {
     pub number: u64,
     pub address: SocketAddr,
     pub advertise: String,
+    /// What it said of itself when it came.
+    pub claims: Bytes,
     pub role: Role,
     pub dialled_by_us: bool,
     pub age: Duration,

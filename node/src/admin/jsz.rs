@@ -8,13 +8,14 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use beamlog_nats::API_LEVEL;
-use beamlog_nats::jetstream::{consumer_detail, stream_detail};
+use beamlog_nats::jetstream::{ClusterView, consumer_detail, stream_detail};
 use beamlog_router::api::request::{Request, Response as Answer, StreamInfo};
 use serde_json::{Value, json};
 
 use crate::admin::monitor::{Monitor, shown};
 use crate::admin::query::{BadParameter, Query};
-use crate::admin::varz::merge;
+use crate::admin::varz::{merge, nanos};
+use crate::cluster::{NodeCluster, ask as ask_cluster};
 
 /// An engine that is busy for longer answers the page too late to be of use.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -51,6 +52,17 @@ struct Detail {
     config: bool,
 }
 
+impl Detail {
+    /// Leaves out of a stream or consumer what is not to be shown.
+    fn reduce(self, value: &mut Value) {
+        if !self.config
+            && let Some(object) = value.as_object_mut()
+        {
+            object.remove("config");
+        }
+    }
+}
+
 pub(super) async fn jsz(State(monitor): State<Arc<Monitor>>, query: Query) -> Result<Json<Value>, Failure> {
     monitor.count("/jsz");
     let detail = Detail { consumers: query.boolean("consumers")?, config: query.boolean("config")? };
@@ -72,6 +84,9 @@ pub(super) async fn jsz(State(monitor): State<Arc<Monitor>>, query: Query) -> Re
         "total": 1,
     });
     merge(&mut value, more);
+    if let Some(member) = &monitor.cluster {
+        value["meta_cluster"] = meta_cluster(&member.view());
+    }
     if with_accounts {
         let mut accounts = Vec::new();
         // There is one account; offset and limit count accounts, as in nats-server.
@@ -79,7 +94,11 @@ pub(super) async fn jsz(State(monitor): State<Arc<Monitor>>, query: Query) -> Re
             let mut account = stats_value(&monitor);
             merge(&mut account, json!({ "name": "$G", "id": "$G" }));
             if with_streams {
-                account["stream_detail"] = streams(&monitor, detail).await?.into();
+                account["stream_detail"] = match &monitor.cluster {
+                    // A node that does not lead has what the leader says.
+                    Some(member) if !member.leads() => streams_of_leader(&monitor, detail).await?.into(),
+                    Some(_) | None => streams(&monitor, detail).await?.into(),
+                };
             }
             accounts.push(account);
         }
@@ -145,8 +164,70 @@ async fn streams(monitor: &Monitor, detail: Detail) -> Result<Vec<Value>, Failur
     }
 }
 
+/// As [`streams`], by the JetStream API of the node that leads.
+async fn streams_of_leader(monitor: &Monitor, detail: Detail) -> Result<Vec<Value>, Failure> {
+    let mut found = pages(monitor, "$JS.API.STREAM.LIST", "streams").await?;
+    for value in &mut found {
+        let name = value["config"]["name"].as_str().unwrap_or_default().to_owned();
+        if detail.consumers {
+            let subject = format!("$JS.API.CONSUMER.LIST.{name}");
+            let mut consumers = pages(monitor, &subject, "consumers").await?;
+            consumers.iter_mut().for_each(|consumer| detail.reduce(consumer));
+            if !consumers.is_empty() {
+                value["consumer_detail"] = consumers.into();
+            }
+        }
+        value["name"] = name.into();
+        detail.reduce(value);
+    }
+    Ok(found)
+}
+
+/// All pages of a list of the JetStream API.
+async fn pages(monitor: &Monitor, subject: &str, member: &str) -> Result<Vec<Value>, Failure> {
+    let mut found = Vec::new();
+    loop {
+        let asked = json!({ "offset": found.len() }).to_string();
+        let answer = ask_cluster(&monitor.router, subject, asked.as_bytes(), PATIENCE).await;
+        let mut answer: Value =
+            answer.and_then(|bytes| serde_json::from_slice(&bytes).ok()).ok_or(Failure::Unanswered)?;
+        let total = answer["total"].as_u64().ok_or(Failure::Unanswered)?;
+        let Value::Array(page) = answer[member].take() else { return Ok(found) };
+        let is_last = page.is_empty() || (found.len() + page.len()) as u64 >= total;
+        found.extend(page);
+        if is_last {
+            return Ok(found);
+        }
+    }
+}
+
+fn meta_cluster(view: &ClusterView) -> Value {
+    let replicas: Vec<Value> = view
+        .replicas
+        .iter()
+        .map(|replica| {
+            json!({
+                "name": replica.name,
+                "current": replica.current,
+                "offline": replica.offline,
+                "active": replica.active.map_or(0, nanos),
+                "lag": replica.lag,
+                "peer": replica.peer,
+            })
+        })
+        .collect();
+    json!({
+        "name": view.name,
+        "leader": view.leader,
+        "replicas": replicas,
+        "cluster_size": view.replicas.len() + usize::from(view.leader.is_some()),
+    })
+}
+
 async fn stream(monitor: &Monitor, info: &StreamInfo, detail: Detail) -> Result<Value, Failure> {
-    let mut value = parsed(&stream_detail(info, monitor.server.server_name()), detail);
+    let view = monitor.cluster.as_ref().map(NodeCluster::view);
+    let view = view.as_ref();
+    let mut value = parsed(&stream_detail(info, monitor.server.server_name(), view), detail);
     if !detail.consumers {
         return Ok(value);
     }
@@ -156,7 +237,7 @@ async fn stream(monitor: &Monitor, info: &StreamInfo, detail: Detail) -> Result<
         // The stream may have gone meanwhile: then it has no consumers.
         let Ok(Answer::Consumers(page)) = ask(monitor, request).await else { break };
         let is_last = page.items.is_empty() || found.len() + page.items.len() >= page.total;
-        found.extend(page.items.iter().map(|one| parsed(&consumer_detail(one, info.now), detail)));
+        found.extend(page.items.iter().map(|one| parsed(&consumer_detail(one, info.now, view), detail)));
         if is_last {
             break;
         }
@@ -168,11 +249,7 @@ async fn stream(monitor: &Monitor, info: &StreamInfo, detail: Detail) -> Result<
 }
 
 fn parsed(text: &str, detail: Detail) -> Value {
-    let mut value: Value = serde_json::from_str(text).expect("the API writes JSON");
-    if !detail.config
-        && let Some(object) = value.as_object_mut()
-    {
-        object.remove("config");
-    }
+    let mut value = serde_json::from_str(text).expect("the API writes JSON");
+    detail.reduce(&mut value);
     value
 }

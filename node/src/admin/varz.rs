@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::admin::monitor::{Monitor, shown, uptime_text};
 use crate::admin::{jsz, process};
+use crate::cluster::NodeCluster;
 use crate::config::Authentication;
 
 pub(super) async fn varz(State(monitor): State<Arc<Monitor>>) -> Json<Value> {
@@ -56,7 +57,7 @@ fn settings(monitor: &Monitor) -> Value {
         "config_digest": "",
         "feature_flags": {},
         "system_account": "$SYS",
-        "cluster": {},
+        "cluster": monitor.cluster.as_ref().map_or_else(|| json!({}), NodeCluster::settings),
         "gateway": {},
         "leaf": {},
         "mqtt": {},
@@ -108,7 +109,7 @@ pub(super) fn merge(into: &mut Value, from: Value) {
     }
 }
 
-fn nanos(duration: Duration) -> u64 {
+pub(super) fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 

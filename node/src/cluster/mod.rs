@@ -1,7 +1,9 @@
 //! A node as a member of a cluster: its certificates, QUIC, replication and the mesh put together, and kept
 //! together while it runs.
 
+mod announce;
 mod api;
+mod ask;
 mod keeper;
 mod shown;
 
@@ -19,7 +21,9 @@ use beamlog_router::Router;
 use beamlog_router::replica::{Replica, Role};
 use tokio::sync::watch;
 
+pub(crate) use announce::announce;
 pub(crate) use api::ClusterApi;
+pub(crate) use ask::ask;
 pub(crate) use shown::{Asked, change, status};
 
 /// The shard of all streams.
@@ -32,6 +36,8 @@ pub struct ClusterOptions {
     pub listen: SocketAddr,
     /// How others reach it, `host:port`; `None` is the listen address.
     pub advertise: Option<String>,
+    /// How clients reach it, `host:port`; `None` is not told to the others.
+    pub clients: Option<String>,
     /// Folder with the node's certificate and its cluster's roots, as `beamlog cert node` writes it.
     pub certificates: PathBuf,
     /// Nodes through which it joins, `host:port`. Empty: it begins a cluster, unless it is in one.
@@ -76,6 +82,8 @@ pub(crate) struct NodeCluster {
     pub(crate) certificates: Certificates,
     pub(crate) mesh: Mesh,
     pub(crate) member: Member,
+    /// How clients reach this node.
+    clients: Option<String>,
 }
 
 impl std::fmt::Debug for NodeCluster {
@@ -91,7 +99,8 @@ pub(crate) fn prepare(options: &ClusterOptions) -> Result<Prepared, ClusterError
         folder: options.certificates.clone(),
         source: Box::new(source),
     })?;
-    Ok(Prepared { options: options.clone(), certificates, seat: Seat::new() })
+    let seat = Seat::new().with_clients_at(options.clients.as_deref().unwrap_or_default());
+    Ok(Prepared { options: options.clone(), certificates, seat })
 }
 
 impl Prepared {
@@ -137,7 +146,8 @@ impl Prepared {
             options: Timing::default(),
         };
         let cluster = Cluster::start(start).await?;
-        let node = NodeCluster { cluster, transport, certificates, mesh, member };
+        let clients = options.clients;
+        let node = NodeCluster { cluster, transport, certificates, mesh, member, clients };
         keeper::keep(node.clone(), options.join, Arc::clone(api));
         Ok(node)
     }

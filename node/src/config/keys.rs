@@ -181,6 +181,9 @@ keys! {
     /// How other nodes reach cluster_listen (host:port); cluster_listen itself when absent.
     #[arg(long, value_name = "HOST:PORT")]
     flag cluster_advertise: String, "text", ANY;
+    /// How clients reach this node (host:port), which the nodes of its cluster tell theirs; listen when absent.
+    #[arg(long, value_name = "HOST:PORT")]
+    flag client_advertise: String, "text", ANY;
     /// Nodes through which this one joins its cluster (host:port, with commas between); when absent it begins one.
     #[arg(long, value_name = "HOST:PORT,…")]
     flag cluster_join: String, "text", ANY;

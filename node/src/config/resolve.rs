@@ -225,6 +225,7 @@ fn cluster(config: &NodeConfig, errors: &mut Vec<ConfigError>) -> Option<Cluster
         let others = [
             ("cluster_certificates", config.cluster_certificates.is_some()),
             ("cluster_advertise", config.cluster_advertise.is_some()),
+            ("client_advertise", config.client_advertise.is_some()),
             ("cluster_join", config.cluster_join.is_some()),
         ];
         for (key, _) in others.into_iter().filter(|(_, said)| *said) {
@@ -237,6 +238,9 @@ fn cluster(config: &NodeConfig, errors: &mut Vec<ConfigError>) -> Option<Cluster
     };
     if config.cluster_advertise.as_deref().is_some_and(|address| !is_address(address)) {
         invalid("cluster_advertise", "must be host:port");
+    }
+    if config.client_advertise.as_deref().is_some_and(|address| !is_address(address)) {
+        invalid("client_advertise", "must be host:port");
     }
     if config.cluster_advertise.is_none() && listen.ip().is_unspecified() {
         invalid("cluster_advertise", "is needed when cluster_listen is every address of the machine");
@@ -258,7 +262,21 @@ fn cluster(config: &NodeConfig, errors: &mut Vec<ConfigError>) -> Option<Cluster
         );
         return None;
     };
-    Some(ClusterOptions { listen, advertise: config.cluster_advertise.clone(), certificates, join })
+    let advertise = config.cluster_advertise.clone();
+    let clients = config.client_advertise.clone().or_else(|| clients(config, listen, advertise.as_deref()));
+    Some(ClusterOptions { listen, advertise, clients, certificates, join })
+}
+
+/// Where clients reach a node that was not told: where it listens, or its peers' host if that is every address.
+fn clients(config: &NodeConfig, cluster: SocketAddr, advertise: Option<&str>) -> Option<String> {
+    // Of a port that the system chooses nobody can be told before.
+    let listen = config.listen.filter(|listen| listen.port() != 0)?;
+    if !listen.ip().is_unspecified() {
+        return Some(listen.to_string());
+    }
+    let peers = advertise.map_or_else(|| cluster.to_string(), str::to_owned);
+    let (host, _port) = peers.rsplit_once(':')?;
+    Some(format!("{host}:{}", listen.port()))
 }
 
 fn span(span: Option<Span>) -> Duration {

@@ -3,6 +3,7 @@
 
 mod admin;
 mod cert;
+mod cluster;
 mod commands;
 mod configuration;
 mod edges;

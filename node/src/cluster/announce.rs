@@ -1,0 +1,190 @@
+//! What a cluster tells clients of itself: in stream info, in INFO, and by advisories.
+
+use std::future::IntoFuture as _;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use beamlog_nats::jetstream::{ClusterEvent, ClusterView, NatsWire, ReplicaView};
+use beamlog_nats::{ClusterInfo, Server};
+use beamlog_net::cluster::{Seat, Standing};
+use beamlog_router::api::request::{Request, Response};
+use beamlog_router::interest::{Envelope, RouteCache};
+use beamlog_router::{Router, StreamPublish, Timestamp};
+use bytes::Bytes;
+use serde_json::{Value, json};
+use tracing::debug;
+
+use crate::cluster::NodeCluster;
+
+/// Between two looks at who is there.
+const LOOK: Duration = Duration::from_millis(500);
+/// Between two looks at which streams there are, while nothing happens.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// A router that has no quorum answers when it has one again.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Entries that a member may be behind and still count as current.
+const CURRENT_LAG_MAX: u64 = 1000;
+
+impl NodeCluster {
+    /// The cluster as this node sees it; who leads knows most.
+    pub(crate) fn view(&self) -> ClusterView {
+        let status = self.cluster.status();
+        let replicas = status
+            .members
+            .iter()
+            .filter(|member| !member.leads)
+            .map(|member| ReplicaView {
+                name: member.member.name.clone(),
+                peer: member.id.to_string(),
+                current: member.connected && member.lag.is_none_or(|lag| lag <= CURRENT_LAG_MAX),
+                offline: !member.connected,
+                active: member.heard,
+                lag: member.lag.unwrap_or(0),
+            })
+            .collect();
+        ClusterView {
+            name: self.certificates.current().identity.cluster.clone(),
+            group: "shard-0".to_owned(),
+            leader: status
+                .members
+                .iter()
+                .find(|member| member.leads)
+                .map(|member| member.member.name.clone()),
+            replicas,
+        }
+    }
+
+    pub(crate) fn leads(&self) -> bool {
+        self.cluster.state().borrow().standing == Standing::Leader
+    }
+
+    /// What `/varz` shows of it, in nats-server's fields.
+    pub(crate) fn settings(&self) -> Value {
+        let ClusterInfo { name, connect_urls } = self.client_info();
+        let address = self.transport.local_address();
+        json!({
+            "name": name,
+            "addr": address.ip().to_string(),
+            "cluster_port": address.port(),
+            "urls": connect_urls,
+        })
+    }
+
+    fn client_info(&self) -> ClusterInfo {
+        let sessions = self.transport.peers().into_iter().filter_map(|peer| peer.session);
+        let mut connect_urls: Vec<String> =
+            sessions.filter_map(|session| Seat::clients_of(&session.claims)).collect();
+        connect_urls.extend(self.clients.clone());
+        connect_urls.sort();
+        connect_urls.dedup();
+        ClusterInfo { name: self.certificates.current().identity.cluster.clone(), connect_urls }
+    }
+}
+
+/// Keeps clients told, until the node stops.
+pub(crate) fn announce(node: &NodeCluster, server: &Arc<Server>, router: &Router) {
+    tokio::spawn(tell_clients(node.clone(), Arc::downgrade(server)));
+    tokio::spawn(tell_events(node.clone(), router.clone()));
+}
+
+/// Where else clients may go.
+async fn tell_clients(node: NodeCluster, server: Weak<Server>) {
+    loop {
+        if node.cluster.status().state.standing == Standing::Stopped {
+            return;
+        }
+        let Some(server) = server.upgrade() else { return };
+        server.set_cluster(node.client_info());
+        drop(server);
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Advisories of a new leader, and of one that has lost its quorum. What is there is looked at while there is a
+/// quorum: afterwards nobody can say.
+async fn tell_events(node: NodeCluster, router: Router) {
+    let wire = NatsWire::new();
+    let mut states = node.cluster.state();
+    let mut streams = Vec::new();
+    let (mut led, mut quorum) = (false, true);
+    loop {
+        let state = states.borrow_and_update().clone();
+        let leads = state.standing == Standing::Leader;
+        if leads && state.quorum {
+            streams = names(&router, |offset| Request::StreamNames { subject: None, offset }).await;
+            if !led {
+                tell(&node, &router, &wire, ClusterEvent::LeaderElected, &streams);
+                tell_consumers(&node, &router, &wire, &streams).await;
+            }
+            led = true;
+        } else if !leads {
+            led = false;
+        } else if led && quorum {
+            tell(&node, &router, &wire, ClusterEvent::QuorumLost, &streams);
+        }
+        quorum = state.quorum;
+        if state.standing == Standing::Stopped {
+            return;
+        }
+        // Of a leader, what is there is looked at again now and then.
+        match tokio::time::timeout(LOOK_AGAIN, states.changed()).await {
+            Ok(Ok(())) | Err(_) => {}
+            Ok(Err(_)) => return,
+        }
+    }
+}
+
+fn tell(node: &NodeCluster, router: &Router, wire: &NatsWire, event: ClusterEvent, streams: &[String]) {
+    let view = node.view();
+    for stream in streams {
+        send(router, wire.cluster_advisory(event, stream, None, &view, wall_clock()));
+    }
+    debug!(?event, streams = streams.len(), "told");
+}
+
+async fn tell_consumers(node: &NodeCluster, router: &Router, wire: &NatsWire, streams: &[String]) {
+    let view = node.view();
+    for stream in streams {
+        let of_stream = |offset| Request::ConsumerNames { stream: stream.clone(), offset };
+        for consumer in names(router, of_stream).await {
+            let event = ClusterEvent::LeaderElected;
+            send(router, wire.cluster_advisory(event, stream, Some(&consumer), &view, wall_clock()));
+        }
+    }
+}
+
+/// To whoever is interested, at any node, and into a stream that captures it.
+fn send(router: &Router, (subject, body): (String, Vec<u8>)) {
+    let (subject, payload) = (Bytes::from(subject), Bytes::from(body));
+    let envelope = Envelope { subject: &subject, reply: b"", headers: b"", payload: &payload, origin: 0 };
+    let mut cache = RouteCache::new();
+    let routed = router.interest().route(&mut cache, &subject, &envelope);
+    cache.flush();
+    if let Some(stream) = routed.capture {
+        let (reply, headers) = (Bytes::new(), Bytes::new());
+        let publish = StreamPublish { stream, subject, reply, headers, payload };
+        if router.offer_publish(publish).is_err() {
+            debug!("no room to store an advisory");
+        }
+    }
+}
+
+/// All pages of a list of names; what there is so far when the router does not answer.
+async fn names(router: &Router, page_at: impl Fn(usize) -> Request) -> Vec<String> {
+    let mut found = Vec::new();
+    loop {
+        let Ok(ticket) = router.request(page_at(found.len())) else { return found };
+        let answer = tokio::time::timeout(PATIENCE, ticket.into_future()).await;
+        let Ok(Ok(Response::Names(page))) = answer else { return found };
+        let is_last = page.items.is_empty() || found.len() + page.items.len() >= page.total;
+        found.extend(page.items);
+        if is_last {
+            return found;
+        }
+    }
+}
+
+fn wall_clock() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,203 @@
+//! Three real nodes as `cluster dev` starts them, and what clients and operators are told of them.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::net::{TcpListener, UdpSocket};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream;
+use async_nats::jetstream::stream::Config;
+use async_nats::{Client, ConnectOptions};
+use futures_util::StreamExt;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::running::{beamlog, get};
+
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// `cluster dev` and the nodes that it says it runs.
+struct Dev {
+    process: Child,
+    lines: mpsc::Receiver<Value>,
+    nodes: BTreeMap<String, Value>,
+    _folder: TempDir,
+}
+
+impl Dev {
+    fn start(nodes: usize) -> Self {
+        let folder = TempDir::new().unwrap();
+        let mut process = beamlog()
+            .args(["cluster", "dev", "--nodes", &nodes.to_string(), "--base-port", &free_base().to_string()])
+            .arg("--data-dir")
+            .arg(folder.path().join("cluster"))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let out = BufReader::new(process.stdout.take().unwrap());
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in out.lines().map_while(Result::ok) {
+                if sender.send(serde_json::from_str(&line).unwrap()).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut dev = Self { process, lines, nodes: BTreeMap::new(), _folder: folder };
+        while dev.nodes.len() < nodes {
+            dev.next_line();
+        }
+        dev
+    }
+
+    /// The next node that serves, for the first time or again.
+    fn next_line(&mut self) -> String {
+        let line = self.lines.recv_timeout(PATIENCE).unwrap();
+        let name = line["name"].as_str().unwrap().to_owned();
+        self.nodes.insert(name.clone(), line);
+        name
+    }
+
+    fn text(&self, name: &str, key: &str) -> String {
+        self.nodes[name][key].as_str().unwrap().to_owned()
+    }
+
+    fn urls(&self) -> Vec<String> {
+        self.nodes.keys().map(|name| self.text(name, "nats")).collect()
+    }
+
+    async fn client(&self, name: &str) -> Client {
+        let options = ConnectOptions::new().request_timeout(Some(Duration::from_secs(5)));
+        options.connect(format!("nats://{}", self.text(name, "nats"))).await.unwrap()
+    }
+
+    fn kill(&self, name: &str) {
+        let pid = self.nodes[name]["pid"].to_string();
+        assert!(Command::new("kill").args(["-9", &pid]).status().unwrap().success());
+    }
+
+    fn page(&self, name: &str, path: &str) -> Option<Value> {
+        let (status, body) = get(&self.text(name, "admin"), path, "localhost");
+        (status == 200).then(|| serde_json::from_str(&body).unwrap())
+    }
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        let id = self.process.id().to_string();
+        drop(Command::new("kill").args(["-TERM", &id]).status());
+        drop(self.process.wait());
+    }
+}
+
+/// A port with the ports that `cluster dev` derives from it free.
+fn free_base() -> u16 {
+    loop {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let base = free.clamp(20_000, 50_000);
+        let all_free = (base..base + 5).all(|port| {
+            TcpListener::bind(("127.0.0.1", port)).is_ok()
+                && TcpListener::bind(("127.0.0.1", port + 1000)).is_ok()
+                && UdpSocket::bind(("127.0.0.1", port + 2000)).is_ok()
+        });
+        if all_free {
+            return base;
+        }
+    }
+}
+
+async fn patiently<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_and_operators_see_the_cluster_as_it_is() {
+    let mut dev = tokio::task::block_in_place(|| Dev::start(3));
+    let mut urls = dev.urls();
+    urls.sort();
+    let client = patiently("INFO names every node's address", async || {
+        let client = dev.client("n1").await;
+        (client.server_info().connect_urls == urls).then_some(client)
+    })
+    .await;
+
+    let context = jetstream::new(client.clone());
+    let config =
+        Config { name: "S".into(), subjects: vec!["s.>".into()], num_replicas: 3, ..Config::default() };
+    patiently("a stream is made", async || context.create_stream(config.clone()).await.ok()).await;
+    for n in 0..50 {
+        context.publish("s.a", format!("m{n}").into()).await.unwrap().await.unwrap();
+    }
+    let stream = context.get_stream("S").await.unwrap();
+    let consumer = jetstream::consumer::pull::Config { durable_name: Some("C".into()), ..Default::default() };
+    let consumer = stream.create_consumer(consumer).await.unwrap();
+    let cluster = patiently("everybody is current", async || {
+        let cluster = context.get_stream("S").await.ok()?.cached_info().cluster.clone()?;
+        (cluster.replicas.len() == 2 && cluster.replicas.iter().all(|one| one.current && !one.offline))
+            .then_some(cluster)
+    })
+    .await;
+    let leader = cluster.leader.unwrap();
+    assert!(cluster.replicas.iter().all(|one| one.name != leader && dev.nodes.contains_key(&one.name)));
+    assert!(cluster.name.is_some_and(|name| !name.is_empty()));
+    assert_eq!(consumer.cached_info().cluster.as_ref().unwrap().leader.as_ref(), Some(&leader));
+
+    // Every node shows what the leader has.
+    for name in dev.nodes.keys() {
+        let jsz = patiently("a page with the stream", async || {
+            let jsz = dev.page(name, "/jsz?consumers=1&config=1")?;
+            (jsz["messages"] == 50 && jsz["meta_cluster"]["leader"] == leader.as_str()).then_some(jsz)
+        })
+        .await;
+        let stream = &jsz["account_details"][0]["stream_detail"][0];
+        assert_eq!(
+            (stream["name"].as_str(), stream["state"]["messages"].as_u64()),
+            (Some("S"), Some(50)),
+            "{name}"
+        );
+        assert_eq!(stream["cluster"]["leader"], leader.as_str());
+        assert_eq!(stream["consumer_detail"][0]["name"], "C");
+        assert_eq!(stream["config"]["num_replicas"], 3);
+        assert_eq!(jsz["meta_cluster"]["cluster_size"], 3);
+        assert_eq!(dev.page(name, "/varz").unwrap()["cluster"]["urls"].as_array().unwrap().len(), 3);
+    }
+
+    // A new leader is told of, at whichever node one listens.
+    let listens = dev.nodes.keys().find(|name| **name != leader).unwrap().clone();
+    let listener = dev.client(&listens).await;
+    let mut advisories = listener.subscribe("$JS.EVENT.ADVISORY.*.LEADER_ELECTED.>").await.unwrap();
+    listener.flush().await.unwrap();
+    dev.kill(&leader);
+    let mut told = BTreeMap::new();
+    while told.len() < 2 {
+        let message = tokio::time::timeout(PATIENCE, advisories.next()).await.unwrap().unwrap();
+        let advisory: Value = serde_json::from_slice(&message.payload).unwrap();
+        assert_ne!(advisory["leader"], leader.as_str());
+        told.insert(message.subject.to_string(), advisory);
+    }
+    let of_stream = &told["$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.S"];
+    assert_eq!(of_stream["type"], "io.nats.jetstream.advisory.v1.stream_leader_elected");
+    assert_eq!(of_stream["stream"], "S");
+    let of_consumer = &told["$JS.EVENT.ADVISORY.CONSUMER.LEADER_ELECTED.S.C"];
+    assert_eq!(of_consumer["type"], "io.nats.jetstream.advisory.v1.consumer_leader_elected");
+    assert_eq!(of_consumer["consumer"], "C");
+
+    // What was acked is there, and the node comes back.
+    let context = jetstream::new(listener.clone());
+    patiently("it goes on", async || {
+        context.publish("s.a", "after".into()).await.ok()?.await.ok().map(|ack| ack.sequence)
+    })
+    .await;
+    assert!(context.get_stream("S").await.unwrap().cached_info().state.messages >= 51);
+    tokio::task::block_in_place(|| assert_eq!(dev.next_line(), leader));
+}
