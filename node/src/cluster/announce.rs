@@ -110,13 +110,20 @@ async fn tell_events(node: NodeCluster, router: Router) {
     loop {
         let state = states.borrow_and_update().clone();
         let leads = state.standing == Standing::Leader;
+        let mut again = LOOK_AGAIN;
         if leads && state.quorum {
-            streams = names(&router, |offset| Request::StreamNames { subject: None, offset }).await;
-            if !led {
-                tell(&node, &router, &wire, ClusterEvent::LeaderElected, &streams);
-                tell_consumers(&node, &router, &wire, &streams).await;
+            // A driver that has just been told that it leads may not serve yet.
+            match names(&router, |offset| Request::StreamNames { subject: None, offset }).await {
+                Some(found) => {
+                    streams = found;
+                    if !led {
+                        tell(&node, &router, &wire, ClusterEvent::LeaderElected, &streams);
+                        tell_consumers(&node, &router, &wire, &streams).await;
+                    }
+                    led = true;
+                }
+                None => again = LOOK,
             }
-            led = true;
         } else if !leads {
             led = false;
         } else if led && quorum {
@@ -127,7 +134,7 @@ async fn tell_events(node: NodeCluster, router: Router) {
             return;
         }
         // Of a leader, what is there is looked at again now and then.
-        match tokio::time::timeout(LOOK_AGAIN, states.changed()).await {
+        match tokio::time::timeout(again, states.changed()).await {
             Ok(Ok(())) | Err(_) => {}
             Ok(Err(_)) => return,
         }
@@ -146,7 +153,8 @@ async fn tell_consumers(node: &NodeCluster, router: &Router, wire: &NatsWire, st
     let view = node.view();
     for stream in streams {
         let of_stream = |offset| Request::ConsumerNames { stream: stream.clone(), offset };
-        for consumer in names(router, of_stream).await {
+        // A stream that has gone meanwhile has none.
+        for consumer in names(router, of_stream).await.unwrap_or_default() {
             let event = ClusterEvent::LeaderElected;
             send(router, wire.cluster_advisory(event, stream, Some(&consumer), &view, wall_clock()));
         }
@@ -169,17 +177,17 @@ fn send(router: &Router, (subject, body): (String, Vec<u8>)) {
     }
 }
 
-/// All pages of a list of names; what there is so far when the router does not answer.
-async fn names(router: &Router, page_at: impl Fn(usize) -> Request) -> Vec<String> {
+/// All pages of a list of names; `None` when the router does not answer.
+async fn names(router: &Router, page_at: impl Fn(usize) -> Request) -> Option<Vec<String>> {
     let mut found = Vec::new();
     loop {
-        let Ok(ticket) = router.request(page_at(found.len())) else { return found };
+        let ticket = router.request(page_at(found.len())).ok()?;
         let answer = tokio::time::timeout(PATIENCE, ticket.into_future()).await;
-        let Ok(Ok(Response::Names(page))) = answer else { return found };
+        let Ok(Ok(Response::Names(page))) = answer else { return None };
         let is_last = page.items.is_empty() || found.len() + page.items.len() >= page.total;
         found.extend(page.items);
         if is_last {
-            return found;
+            return Some(found);
         }
     }
 }
