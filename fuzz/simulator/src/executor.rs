@@ -17,14 +17,16 @@ use beamlog_net::runtime::{self, Executor};
 
 use crate::random::{Salt, choices};
 
-/// Rounds without any time passing after which a run is stuck in a loop.
-const ROUNDS_MAX: u64 = 2_000_000;
+/// Rounds without any time passing after which a run is stuck in a loop, and from which on it is counted who runs.
+const ROUNDS_MAX: u64 = 100_000;
+const ROUNDS_SUSPICIOUS: u64 = 90_000;
 
 type TaskNumber = u64;
 type MachineNumber = u64;
 
 struct Task {
     machine: Rc<Machine>,
+    name: &'static str,
     /// Taken out while it is being polled.
     future: Option<BoxFuture<'static, ()>>,
     waker: Waker,
@@ -81,10 +83,12 @@ pub struct Machine {
 }
 
 /// A run that does not end: tasks wake each other and no time passes.
-#[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("tasks wake each other for ever at {at:?}")]
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("tasks wake each other for ever at {at:?}: {}", busiest.join(", "))]
 pub struct Stuck {
     pub at: Duration,
+    /// Who ran most, first: machine, task and how often.
+    pub busiest: Vec<String>,
 }
 
 impl Simulation {
@@ -131,6 +135,7 @@ impl Simulation {
         let mut main = Box::pin(main);
         self.clockwork.lock().awake.insert(0);
         let (mut rounds, mut at) = (0, Duration::ZERO);
+        let mut ran = BTreeMap::new();
         loop {
             let awake: Vec<TaskNumber> = {
                 let mut clockwork = self.clockwork.lock();
@@ -143,8 +148,16 @@ impl Simulation {
             let now = self.now();
             rounds = if now == at { rounds + 1 } else { 0 };
             at = now;
+            if rounds == ROUNDS_SUSPICIOUS {
+                ran.clear();
+            }
+            if rounds >= ROUNDS_SUSPICIOUS {
+                for number in &awake {
+                    *ran.entry(*number).or_default() += 1;
+                }
+            }
             if rounds > ROUNDS_MAX {
-                return Err(Stuck { at });
+                return Err(Stuck { at, busiest: self.busiest(&ran) });
             }
             let mut order = awake;
             self.tasks.borrow_mut().random.shuffle(&mut order);
@@ -188,6 +201,17 @@ impl Simulation {
         drop(rest);
     }
 
+    fn busiest(&self, ran: &BTreeMap<TaskNumber, u64>) -> Vec<String> {
+        let tasks = self.tasks.borrow();
+        let mut all: Vec<(u64, TaskNumber)> = ran.iter().map(|(number, count)| (*count, *number)).collect();
+        all.sort_unstable_by(|a, b| b.cmp(a));
+        let tell = |(count, number): (u64, TaskNumber)| match tasks.all.get(&number) {
+            Some(task) => format!("machine {} ran {} {count} times", task.machine.number, task.name),
+            None => format!("task {number} ran {count} times"),
+        };
+        all.into_iter().take(4).map(tell).collect()
+    }
+
     /// Nothing is awake: the clock goes to the next moment that somebody waits for.
     fn advance(&self) {
         let due: Vec<Waker> = {
@@ -215,7 +239,7 @@ impl Executor for Machine {
         self.simulation.now()
     }
 
-    fn spawn(&self, task: BoxFuture<'static, ()>) {
+    fn spawn(&self, task: BoxFuture<'static, ()>, name: &'static str) {
         let clockwork = self.simulation.clockwork.clone();
         let mut tasks = self.simulation.tasks.borrow_mut();
         let number = tasks.next;
@@ -226,7 +250,7 @@ impl Executor for Machine {
             simulation: self.simulation.clone(),
             random: RefCell::new(SeededRandom::new(self.random() ^ number)),
         });
-        tasks.all.insert(number, Task { machine, future: Some(task), waker });
+        tasks.all.insert(number, Task { machine, name, future: Some(task), waker });
         drop(tasks);
         clockwork.lock().awake.insert(number);
     }
@@ -316,6 +340,21 @@ mod tests {
     }
 
     #[test]
+    fn tasks_that_never_rest_are_named() {
+        let simulation = Simulation::new(1);
+        let (world, node) = (simulation.machine(0), simulation.machine(7));
+        let stuck = simulation.run(&world, async move {
+            let restless = std::future::poll_fn(|context: &mut Context<'_>| {
+                context.waker().wake_by_ref();
+                Poll::<()>::Pending
+            });
+            node.spawn(Box::pin(restless), "restless");
+            runtime::sleep(Duration::from_secs(1)).await;
+        });
+        assert!(stuck.unwrap_err().to_string().contains("machine 7 ran restless"));
+    }
+
+    #[test]
     fn a_killed_machine_does_nothing_more() {
         let simulation = Simulation::new(1);
         let (world, node) = (simulation.machine(0), simulation.machine(1));
@@ -328,7 +367,7 @@ mod tests {
                         runtime::sleep(Duration::from_millis(10)).await;
                         *inner.lock().unwrap() += 1;
                     }
-                }));
+                }), "counting");
                 runtime::sleep(Duration::from_millis(35)).await;
                 killer.kill(1);
                 runtime::sleep(Duration::from_secs(1)).await;

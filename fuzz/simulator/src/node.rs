@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use beamlog_log::sim_disk::{Crash, SimDisk};
@@ -19,8 +20,8 @@ use crate::network::Network;
 use crate::note;
 use crate::trace::Trace;
 
-/// How often a driver looks for work that came without its asking.
-const LOOK: Duration = Duration::from_micros(500);
+/// How long a step of a driver takes at least: time passes while it works.
+const STEP: Duration = Duration::from_micros(5);
 /// Steps without anything to do after which a driver is said to spin.
 const SPIN: u32 = 5_000;
 /// Before a node asks again to be taken in.
@@ -37,6 +38,8 @@ pub struct Shown {
     /// The state at an index, when asked for by [`Place::ask_rows`].
     pub rows: Option<(Index, Vec<Vec<u8>>)>,
     wants_rows: bool,
+    /// The sleeping driver, woken when rows are asked for.
+    sleeper: Option<Waker>,
     /// Why it stopped by itself.
     pub stopped: Option<String>,
 }
@@ -177,11 +180,14 @@ impl Place {
         let mut shown = self.shown();
         shown.rows = None;
         shown.wants_rows = true;
+        if let Some(sleeper) = shown.sleeper.take() {
+            sleeper.wake();
+        }
     }
 }
 
 fn spawn_on(machine: &Rc<Machine>, task: impl Future<Output = ()> + Send + 'static) {
-    machine.spawn(Box::pin(task));
+    machine.spawn(Box::pin(task), "a life");
 }
 
 /// What a process is started with.
@@ -301,6 +307,9 @@ async fn drive(mut stepper: Stepper, slot: Slot, trace: Arc<Trace>, place: usize
     let mut idle = 0_u32;
     loop {
         let stepped = stepper.step();
+        if stepped.closed {
+            return;
+        }
         idle = if !stepped.progress && stepped.next == Some(Duration::ZERO) { idle + 1 } else { 0 };
         if idle == SPIN {
             note!(trace, "n{place} spins");
@@ -315,8 +324,20 @@ async fn drive(mut stepper: Stepper, slot: Slot, trace: Arc<Trace>, place: usize
                 shown.wants_rows = false;
             }
         }
-        let pause =
-            if stepped.progress { Duration::ZERO } else { stepped.next.map_or(LOOK, |next| next.min(LOOK)) };
-        runtime::sleep(pause.max(Duration::from_micros(5))).await;
+        // As its thread would: until something comes or something is due.
+        let work = std::future::poll_fn(|context| {
+            let mut shown = lock(&slot);
+            if shown.wants_rows && stepper.state_rows().is_some() {
+                return Poll::Ready(());
+            }
+            shown.sleeper = Some(context.waker().clone());
+            drop(shown);
+            stepper.poll_work(context)
+        });
+        runtime::sleep(STEP).await;
+        match stepped.next {
+            Some(next) => drop(runtime::timeout(next, work).await),
+            None => work.await,
+        }
     }
 }

@@ -68,6 +68,7 @@ async fn watch(inner: Arc<Inner>) {
     let mut had_quorum = true;
     // The term in which this node leads, and since when: before that it cannot have heard of a quorum.
     let mut leads = None;
+    let mut handed_over: Option<Moment> = None;
     loop {
         let tick = runtime::sleep(inner.options.heartbeat);
         match futures_util::future::select(Box::pin(metrics.changed()), tick).await {
@@ -90,8 +91,13 @@ async fn watch(inner: Arc<Inner>) {
             inner.books.quorum_lost();
             had_quorum = false;
         } else if state.standing == Standing::Leader && state.quorum && !had_quorum {
-            // The driver gave this leadership up. Another node begins a new one.
-            inner.hand_over().await;
+            // The driver gave this leadership up. Another node begins a new one. That changes what is watched here:
+            // who asked at every change would ask for ever.
+            let now = runtime::now();
+            if handed_over.is_none_or(|at| now - at >= inner.options.election.0) {
+                handed_over = Some(now);
+                inner.hand_over().await;
+            }
         } else if state.standing != Standing::Leader {
             had_quorum = true;
         }

@@ -30,8 +30,8 @@ pub trait Executor: 'static {
     /// Time since the run began. Never goes back.
     fn now(&self) -> Duration;
 
-    /// Runs a task until it ends or the run does.
-    fn spawn(&self, task: BoxFuture<'static, ()>);
+    /// Runs a task until it ends or the run does. The name is for whoever asks what runs.
+    fn spawn(&self, task: BoxFuture<'static, ()>, name: &'static str);
 
     /// Ready when [`Self::now`] reached `at`.
     fn sleep_until(&self, at: Duration) -> BoxFuture<'static, ()>;
@@ -107,12 +107,13 @@ where
     T: Send + 'static,
 {
     let (done, result) = tokio::sync::oneshot::channel();
+    let name = std::any::type_name_of_val(&task);
     let task = async move {
         // Nobody may wait for the result.
         done.send(task.await).ok();
     };
     match executor() {
-        Some(executor) => executor.spawn(Box::pin(task)),
+        Some(executor) => executor.spawn(Box::pin(task), name),
         None => drop(tokio::spawn(task)),
     }
     Task { result }

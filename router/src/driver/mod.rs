@@ -18,6 +18,7 @@ pub(crate) mod stepper;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
+use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use beamlog_log::{CloseError, DataDirectory, Log, RollError, Sequence, StreamId, Timestamp};
@@ -221,6 +222,11 @@ impl Driver {
         }
         self.upkeep();
         taken
+    }
+
+    /// For a driver that is stepped: whether a step would find something; if not, `waker` is told of what comes.
+    fn poll_work(&self, waker: &Waker) -> Poll<()> {
+        self.shared.queue.poll_waiting(!self.in_flight(), waker)
     }
 
     fn in_flight(&self) -> bool {

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -42,19 +43,32 @@ struct Waiting {
     /// watched pair, and none may be lost.
     interest: BTreeMap<(Bytes, Bytes), bool>,
     asleep: Asleep,
+    /// Who is told of whatever comes, once: the task of a driver without a thread.
+    stepped: Option<Waker>,
     closed: bool,
     /// Those who were told "full" and wait for room. One entry per waiter, each dropped when it fires.
     room: Vec<oneshot::Sender<()>>,
 }
 
+/// Who is woken for what was put in.
+struct Wakes {
+    thread: bool,
+    stepped: Option<Waker>,
+}
+
 impl Waiting {
+    /// Nothing that a driver would take, which takes clients' commands or leaves them.
+    fn is_empty(&self, with_clients: bool) -> bool {
+        self.lane.is_empty() && !(with_clients && !(self.commands.is_empty() && self.interest.is_empty()))
+    }
+
     /// Whether the driver sleeps and must be woken for a client; it is taken for awake then.
-    fn wakes_for_clients(&mut self) -> bool {
-        let wakes = self.asleep == Asleep::ForAnything;
-        if wakes {
+    fn wakes_for_clients(&mut self) -> Wakes {
+        let thread = self.asleep == Asleep::ForAnything;
+        if thread {
             self.asleep = Asleep::No;
         }
-        wakes
+        Wakes { thread, stepped: self.stepped.take() }
     }
 }
 
@@ -84,6 +98,25 @@ impl Queue {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn tell(&self, wakes: Wakes) {
+        if wakes.thread {
+            self.wake.notify_one();
+        }
+        if let Some(stepped) = wakes.stepped {
+            stepped.wake();
+        }
+    }
+
+    /// Whether something waits, for a driver without a thread; if not, `waker` is told when something comes.
+    pub(crate) fn poll_waiting(&self, with_clients: bool, waker: &Waker) -> Poll<()> {
+        let mut waiting = self.lock();
+        if waiting.closed || !waiting.is_empty(with_clients) {
+            return Poll::Ready(());
+        }
+        waiting.stepped = Some(waker.clone());
+        Poll::Pending
+    }
+
     /// Adds a command, or gives it back. A command larger than all room is taken by an empty queue.
     pub(crate) fn push(&self, command: Command) -> Result<(), Full<Command>> {
         let (bytes, weight) = (command.bytes(), command.weight());
@@ -96,11 +129,9 @@ impl Queue {
         waiting.bytes += bytes;
         waiting.weight += weight;
         waiting.commands.push_back(command);
-        let wake = waiting.wakes_for_clients();
+        let wakes = waiting.wakes_for_clients();
         drop(waiting);
-        if wake {
-            self.wake.notify_one();
-        }
+        self.tell(wakes);
         Ok(())
     }
 
@@ -111,11 +142,10 @@ impl Queue {
             return Err(command);
         }
         waiting.lane.push_back(command);
-        let wake = std::mem::take(&mut waiting.asleep) != Asleep::No;
+        let thread = std::mem::take(&mut waiting.asleep) != Asleep::No;
+        let wakes = Wakes { thread, stepped: waiting.stepped.take() };
         drop(waiting);
-        if wake {
-            self.wake.notify_one();
-        }
+        self.tell(wakes);
         Ok(())
     }
 
@@ -147,11 +177,9 @@ impl Queue {
         }
         let key = (Bytes::copy_from_slice(subject), Bytes::copy_from_slice(group));
         waiting.interest.insert(key, present);
-        let wake = waiting.wakes_for_clients();
+        let wakes = waiting.wakes_for_clients();
         drop(waiting);
-        if wake {
-            self.wake.notify_one();
-        }
+        self.tell(wakes);
     }
 
     /// The changes of interest since the last time.
@@ -234,10 +262,7 @@ impl Queue {
     ) -> Taken {
         let mut waiting = self.lock();
         let with_clients = clients.is_some();
-        let nothing = |waiting: &Waiting| {
-            waiting.lane.is_empty()
-                && !(with_clients && !(waiting.commands.is_empty() && waiting.interest.is_empty()))
-        };
+        let nothing = |waiting: &Waiting| waiting.is_empty(with_clients);
         if nothing(&waiting) && !waiting.closed && timeout != Some(Duration::ZERO) {
             waiting.asleep = if with_clients { Asleep::ForAnything } else { Asleep::ForReplica };
             let sleeps = |waiting: &mut Waiting| nothing(waiting) && !waiting.closed;
@@ -267,8 +292,9 @@ impl Queue {
         let mut waiting = self.lock();
         waiting.closed = true;
         let woken = std::mem::take(&mut waiting.room);
+        let stepped = waiting.stepped.take();
         drop(waiting);
-        self.wake.notify_one();
+        self.tell(Wakes { thread: true, stepped });
         for waiter in woken {
             drop(waiter.send(()));
         }

@@ -1,5 +1,6 @@
 //! A driver without a thread, for a simulator: it does one step when it is told to.
 
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use beamlog_log::{CloseError, Index};
@@ -41,6 +42,11 @@ impl Stepper {
         let taken = self.driver.step(Some(Duration::ZERO));
         self.closed |= taken == Taken::Closed;
         Stepped { progress: taken == Taken::Commands, next: self.driver.timeout(), closed: self.closed }
+    }
+
+    /// Ready when something waits that a step would take; until then the task is woken by what comes.
+    pub fn poll_work(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.driver.poll_work(context.waker())
     }
 
     /// The last entry that the state has, and the state as rows, whose equality at the same index is an invariant
