@@ -362,12 +362,15 @@ mod tests {
         let (inner, outer, killer) = (Arc::clone(&done), Arc::clone(&done), simulation.clone());
         simulation
             .run(&world, async move {
-                node.spawn(Box::pin(async move {
-                    loop {
-                        runtime::sleep(Duration::from_millis(10)).await;
-                        *inner.lock().unwrap() += 1;
-                    }
-                }), "counting");
+                node.spawn(
+                    Box::pin(async move {
+                        loop {
+                            runtime::sleep(Duration::from_millis(10)).await;
+                            *inner.lock().unwrap() += 1;
+                        }
+                    }),
+                    "counting",
+                );
                 runtime::sleep(Duration::from_millis(35)).await;
                 killer.kill(1);
                 runtime::sleep(Duration::from_secs(1)).await;

@@ -7,6 +7,7 @@ pub mod executor;
 pub mod network;
 pub mod node;
 pub mod oracle;
+pub mod planted;
 pub mod random;
 pub mod run;
 pub mod swarm;

@@ -7,7 +7,7 @@ use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use beamlog_log::sim_disk::{Crash, SimDisk};
-use beamlog_log::{Index, NodeId, SeededRandom, ShardId};
+use beamlog_log::{Disk, Index, NodeId, SeededRandom, ShardId};
 use beamlog_net::cluster::{ChangeError, Cluster, ClusterOptions, Member, Seat, Standing, Start};
 use beamlog_net::peer::{Introduction, PeerId, Role as PeerRole};
 use beamlog_net::runtime::{self, Executor};
@@ -18,6 +18,7 @@ use beamlog_router::{Clocks, Router, RouterOptions, Stepper};
 use crate::executor::{Machine, Simulation};
 use crate::network::Network;
 use crate::note;
+use crate::planted::Planted;
 use crate::trace::Trace;
 
 /// How long a step of a driver takes at least: time passes while it works.
@@ -66,6 +67,7 @@ pub struct Surroundings {
     pub trace: Arc<Trace>,
     /// Where the simulated clocks begin.
     pub epoch: Instant,
+    pub planted: Option<Planted>,
 }
 
 struct SimClocks {
@@ -152,7 +154,8 @@ impl Place {
             id: self.id,
             peer: self.peer,
             process: number,
-            disk: self.disk.clone(),
+            disk: Planted::disk(around.planted, self.number, &self.disk),
+            forgets_ids: around.planted == Some(Planted::IdsForgotten),
             member: self.member(),
             first,
             others,
@@ -196,7 +199,8 @@ struct Life {
     id: NodeId,
     peer: PeerId,
     process: u64,
-    disk: SimDisk,
+    disk: Arc<dyn Disk>,
+    forgets_ids: bool,
     member: Member,
     first: bool,
     others: Vec<PeerId>,
@@ -220,9 +224,9 @@ impl Life {
     async fn try_live(&self) -> Result<(), String> {
         let seat = Seat::new();
         let clocks = SimClocks { epoch: self.epoch, skew: self.skew };
-        let (router, replica, stepper) = Router::open_stepped(
+        let (router, replica, mut stepper) = Router::open_stepped(
             Path::new("/data"),
-            Arc::new(self.disk.clone()),
+            Arc::clone(&self.disk),
             &RouterOptions::for_simulation(),
             Arc::new(PlainWire),
             seat.replicator(),
@@ -230,6 +234,9 @@ impl Life {
             self.id,
         )
         .map_err(|error| format!("opening: {error:?}"))?;
+        if self.forgets_ids {
+            stepper.forget_ids_when_leading();
+        }
         let introduction = Introduction {
             cluster: "sim".to_owned(),
             name: self.member.name.clone(),

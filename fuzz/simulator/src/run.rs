@@ -116,7 +116,8 @@ impl World {
         let network = Network::new(scenario.seed, scenario.faults.clone(), Arc::clone(&trace));
         // Only differences to it are ever used.
         let epoch = Instant::now();
-        let around = Surroundings { simulation, network, trace: Arc::clone(&trace), epoch };
+        let planted = scenario.planted;
+        let around = Surroundings { simulation, network, trace: Arc::clone(&trace), epoch, planted };
         let places: Vec<Place> = (0..scenario.nodes).map(Place::new).collect();
         let slots = Slots(places.iter().map(Place::slot).collect());
         let load = Arc::new(Load::new(Arc::new(slots), trace));

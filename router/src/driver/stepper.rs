@@ -57,6 +57,11 @@ impl Stepper {
         self.driver.state_rows()
     }
 
+    /// Plants a bug, to see whether it is found: who becomes leader here forgets the message ids it knew.
+    pub fn forget_ids_when_leading(&mut self) {
+        self.driver.forget_ids_when_leading();
+    }
+
     /// The last turn: those who wait are told, the log is sealed.
     ///
     /// # Errors

@@ -59,6 +59,8 @@ pub(super) struct Replicated {
     limits: EngineLimits,
     /// The last term in which this driver was to lead.
     led: Term,
+    /// A planted bug; only a [`crate::Stepper`] sets it.
+    forgets_ids: bool,
 }
 
 /// What [`super::open`] hands over.
@@ -165,6 +167,7 @@ impl Replicated {
             tail,
             limits,
             led: Term(0),
+            forgets_ids: false,
         }
     }
 
@@ -382,6 +385,10 @@ impl Driver {
             None => return None,
         };
         (self.log.pending_records() == 0).then(|| (replica.applied.index, engine.timeless_rows()))
+    }
+
+    pub(in crate::driver) fn forget_ids_when_leading(&mut self) {
+        self.replica().forgets_ids = true;
     }
 
     /// The driver stops: nobody is answered after it.

@@ -47,7 +47,11 @@ impl Driver {
         if replica.applied.term != term || replica.applied.index != last {
             return;
         }
-        let Some(folding) = replica.folding.take() else { return };
+        let (forgets_ids, limits) = (replica.forgets_ids, replica.limits);
+        let Some(mut folding) = replica.folding.take() else { return };
+        if forgets_ids {
+            folding.take_ids_of(&Engine::new(limits));
+        }
         // What was decided by others is never later than now (DR17).
         self.clock.raise(self.log.pending_time().max(folding.now()));
         let now = self.clock.now();
