@@ -34,6 +34,7 @@ targets! {
     decide_request,
     envelope,
     frame,
+    gateway_body,
     headers,
     identity,
     interest,

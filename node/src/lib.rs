@@ -7,6 +7,7 @@ pub mod cli;
 mod cluster;
 pub mod config;
 mod edges;
+pub mod gateway;
 mod links;
 pub mod logging;
 mod node;

@@ -25,6 +25,7 @@ use crate::admin::{Admin, Monitor};
 use crate::cluster::{self, ClusterApi, ClusterError, NodeCluster};
 use crate::config::{Authentication, NodeOptions};
 use crate::edges::{self, HubError};
+use crate::gateway::Gateway;
 use crate::links::{ChangeError, NodeLinks};
 use crate::tasks::{Tasks, TasksError};
 
@@ -45,6 +46,8 @@ pub enum StartError {
     Tasks(#[from] TasksError),
     #[error("listening for admin requests on {address}")]
     Admin { address: SocketAddr, source: io::Error },
+    #[error("listening for the gateway's requests on {address}")]
+    Gateway { address: SocketAddr, source: io::Error },
     #[error("starting the links")]
     Links(#[source] ChangeError),
     #[error("listening for edges")]
@@ -68,9 +71,9 @@ impl StartError {
         };
         match self {
             Self::Tls(_) => "check tls_cert_file, tls_key_file and tls_client_ca_file",
-            Self::Endpoint(beamlog_nats::StartError::Listen { source, .. }) | Self::Admin { source, .. } => {
-                by_port(source)
-            }
+            Self::Endpoint(beamlog_nats::StartError::Listen { source, .. })
+            | Self::Admin { source, .. }
+            | Self::Gateway { source, .. } => by_port(source),
             Self::Store { source, .. } => store_remedy(source),
             Self::Hub(error) => error.remedy(),
             Self::Cluster(error) => error.remedy(),
@@ -130,6 +133,7 @@ pub struct Node {
     router: Router,
     server: Arc<Server>,
     admin: Option<Admin>,
+    gateway: Option<Gateway>,
     links: Arc<NodeLinks>,
     /// Where edges connect, if they may.
     hub: Option<Hub>,
@@ -242,8 +246,22 @@ impl Node {
                 }
             },
         };
+        let gateway = match start_gateway(&router, &options, tasks.as_ref()).await {
+            Ok(gateway) => gateway,
+            Err(error) => {
+                drop(admin);
+                if let Some(hub) = hub {
+                    hub.close().await;
+                }
+                drop(monitor);
+                drop(links);
+                drop(server);
+                stop_tasks(tasks).await;
+                return Err(close_after(router, error).await);
+            }
+        };
         let drain_timeout = options.drain_timeout;
-        let node = Self { router, server, admin, links, hub, member, monitor, tasks, drain_timeout };
+        let node = Self { router, server, admin, gateway, links, hub, member, monitor, tasks, drain_timeout };
         info!(
             version = env!("CARGO_PKG_VERSION"),
             server_name = node.server.server_name(),
@@ -251,6 +269,7 @@ impl Node {
             admin = node.admin_address().map(|address| address.to_string()),
             data_dir = %options.data_dir.display(),
             tasks = node.tasks.is_some(),
+            gateway = node.gateway_address().map(|address| address.to_string()),
             "ready"
         );
         Ok(node)
@@ -272,6 +291,12 @@ impl Node {
     #[must_use]
     pub fn edge_address(&self) -> Option<SocketAddr> {
         self.hub.as_ref().map(Hub::local_address)
+    }
+
+    /// Where the gateway listens, if there is one.
+    #[must_use]
+    pub fn gateway_address(&self) -> Option<SocketAddr> {
+        self.gateway.as_ref().map(Gateway::local_addr)
     }
 
     /// Where gateways ask for back-pressure, if they may.
@@ -314,6 +339,7 @@ impl Node {
         }
         tokio::join!(self.links.drain(self.drain_timeout), self.server.drain(self.drain_timeout));
         drop(self.admin);
+        drop(self.gateway);
         // Its last words need the log.
         stop_tasks(self.tasks).await;
         if let Some(member) = &self.member {
@@ -323,6 +349,20 @@ impl Node {
         info!(clean = closed.is_ok(), "stopped");
         closed
     }
+}
+
+async fn start_gateway(
+    router: &Router,
+    options: &NodeOptions,
+    tasks: Option<&Tasks>,
+) -> Result<Option<Gateway>, StartError> {
+    // The configuration is refused when there is a gateway and there are no tasks.
+    let (Some(gateway), Some(tasks)) = (options.gateway, tasks) else { return Ok(None) };
+    let address = gateway.listen;
+    let listener =
+        TcpListener::bind(address).await.map_err(|source| StartError::Gateway { address, source })?;
+    let service = Arc::clone(tasks.service());
+    Ok(Some(Gateway::start(listener, router.clone(), service, gateway, options.payload_bytes_max)))
 }
 
 async fn stop_tasks(tasks: Option<Tasks>) {

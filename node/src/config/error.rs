@@ -46,6 +46,11 @@ pub enum ConfigError {
     AdminOpen { address: SocketAddr },
     #[error("edge {edge:?}: {problem}")]
     Edge { edge: String, problem: String },
+    #[error(
+        "gateway = {address} is open to other machines and does not authenticate: bind it to loopback behind what \
+         does, or pass --insecure if that is what you want"
+    )]
+    GatewayOpen { address: SocketAddr },
     #[error(transparent)]
     Link(Box<LinkError>),
 }

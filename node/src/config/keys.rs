@@ -205,6 +205,27 @@ keys! {
     /// Address where gateways ask whether tasks are overloaded.
     #[arg(long, value_name = "IP:PORT")]
     flag tasks_backpressure: SocketAddr, "address", ANY;
+    /// Address of BeamLine's REST gateway, built in; needs tasks.
+    #[arg(long, value_name = "IP:PORT")]
+    flag gateway: SocketAddr, "address", ANY;
+    /// Ask for an Authorization header with requests for decisions; what is in it is not looked at.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    flag gateway_authorization: bool, "boolean" = "false", ANY;
+    /// Requests for decisions that a tenant may make at the gateway in one gateway_limit_window.
+    #[arg(long, value_name = "COUNT")]
+    flag gateway_limit_decide: u32, "number" = "50", Bounds::Count { min: 1, max: 1_000_000_000 };
+    /// The same for messages.
+    #[arg(long, value_name = "COUNT")]
+    flag gateway_limit_messages: u32, "number" = "100", Bounds::Count { min: 1, max: 1_000_000_000 };
+    /// The same for the registry of blocks.
+    #[arg(long, value_name = "COUNT")]
+    flag gateway_limit_registry: u32, "number" = "200", Bounds::Count { min: 1, max: 1_000_000_000 };
+    /// The same for all other routes of the API.
+    #[arg(long, value_name = "COUNT")]
+    flag gateway_limit_other: u32, "number" = "1000", Bounds::Count { min: 1, max: 1_000_000_000 };
+    /// How long requests are counted together by the gateway's limits.
+    #[arg(long, value_name = "DURATION")]
+    flag gateway_limit_window: Span, "duration" = "60s", Bounds::Span { min: 1_000, max: 86_400_000 };
     /// How long a stopping node waits for its clients to take what is theirs.
     #[arg(long, value_name = "DURATION")]
     flag drain_timeout: Span, "duration" = "10s", Bounds::Span { min: 0, max: 600_000 };

@@ -13,6 +13,7 @@ use crate::config::links::{self, LinkTable, Variables};
 use crate::config::sources::Layers;
 use crate::config::units::{ByteSize, Span};
 use crate::edges::HubOptions;
+use crate::gateway::{GatewayLimits, GatewayOptions};
 
 /// How clients prove who they are.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -71,6 +72,8 @@ pub struct NodeOptions {
     pub drain_timeout: Duration,
     /// `None` serves no tasks.
     pub tasks: Option<TasksOptions>,
+    /// `None` starts no gateway; it needs tasks.
+    pub gateway: Option<GatewayOptions>,
     pub log_format: LogFormat,
     pub log_level: LogLevel,
     /// Links of the configuration; the data directory may have more.
@@ -108,6 +111,7 @@ impl NodeOptions {
         let cluster = cluster(&config, &mut errors);
         let hub = hub(&config, layers, &mut errors);
         let tasks = tasks(&config, &mut errors);
+        let gateway = gateway(&config, &mut errors);
         let listen = config.listen.expect("has a default");
         let admin = config.admin.expect("has a default").0;
         if !config.insecure.unwrap_or(false) {
@@ -116,6 +120,11 @@ impl NodeOptions {
             }
             if let Some(address) = admin.filter(|address| !address.ip().is_loopback()) {
                 errors.push(ConfigError::AdminOpen { address });
+            }
+            if let Some(GatewayOptions { listen, .. }) = gateway
+                && !listen.ip().is_loopback()
+            {
+                errors.push(ConfigError::GatewayOpen { address: listen });
             }
         }
         let links = links(layers, &mut errors);
@@ -143,6 +152,7 @@ impl NodeOptions {
             hub,
             drain_timeout: span(config.drain_timeout),
             tasks,
+            gateway,
             log_format: config.log_format.unwrap_or_default(),
             log_level: config.log_level.unwrap_or_default(),
             links,
@@ -216,6 +226,26 @@ fn hub(config: &NodeConfig, layers: &Layers, errors: &mut Vec<ConfigError>) -> O
         return None;
     };
     Some(HubOptions { listen, certificates, edges })
+}
+
+/// The gateway, if there is to be one.
+fn gateway(config: &NodeConfig, errors: &mut Vec<ConfigError>) -> Option<GatewayOptions> {
+    let listen = config.gateway?;
+    if !config.tasks.unwrap_or(false) {
+        errors.push(ConfigError::Invalid { key: "gateway", problem: "needs tasks" });
+    }
+    let count = |value: Option<u32>| value.expect("has a default");
+    Some(GatewayOptions {
+        listen,
+        authorization: config.gateway_authorization.unwrap_or(false),
+        limits: GatewayLimits {
+            decide: count(config.gateway_limit_decide),
+            messages: count(config.gateway_limit_messages),
+            registry: count(config.gateway_limit_registry),
+            other: count(config.gateway_limit_other),
+            window: config.gateway_limit_window.expect("has a default").0,
+        },
+    })
 }
 
 /// The cluster, if there is to be one; all of its keys need `cluster_listen`.

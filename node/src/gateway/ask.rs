@@ -1,0 +1,91 @@
+//! A request to the subjects that tasks answer, without a connection.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use beamlog_router::interest::{Envelope, Interest, Offered, RouteCache, Subscriber, SubscriptionKey};
+use beamlog_router::{Router, StreamPublish};
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+/// Nobody answered: tasks have no room, or are gone.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Unavailable;
+
+/// How long the router is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Takes one answer.
+struct Inbox(Mutex<Option<oneshot::Sender<Bytes>>>);
+
+impl Subscriber for Inbox {
+    fn offer(&self, _subscription: u64, message: &Envelope<'_>) -> Offered {
+        let sender = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(sender) = sender else { return Offered::Refused };
+        match sender.send(Bytes::copy_from_slice(message.payload)) {
+            Ok(()) => Offered::Taken,
+            // Who asked has gone.
+            Err(_) => Offered::Refused,
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Ends the subscription of an inbox, also when nobody waits any more.
+struct Subscription(Arc<Interest>, SubscriptionKey);
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.0.unsubscribe(&self.1);
+    }
+}
+
+/// *Cancel safety*: when dropped, the request may be handled all the same.
+pub(super) async fn ask(
+    router: &Router,
+    subject: &str,
+    headers: &[u8],
+    payload: &[u8],
+) -> Result<Bytes, Unavailable> {
+    static INBOXES: AtomicU64 = AtomicU64::new(1);
+    let number = INBOXES.fetch_add(1, Ordering::Relaxed);
+    let reply = format!("_INBOX.beamlog-gateway.{}.{number}", router.node_id());
+    let (sender, receiver) = oneshot::channel();
+    let inbox = Arc::new(Inbox(Mutex::new(Some(sender))));
+    let interest = router.interest();
+    let key = interest.subscribe(reply.as_bytes(), None, inbox, 0).map_err(|_illegal| Unavailable)?;
+    let _subscription = Subscription(Arc::clone(interest), key);
+    if send(router, subject, reply.as_bytes(), headers, payload) == 0 {
+        return Err(Unavailable);
+    }
+    match timeout(PATIENCE, receiver).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(_)) | Err(_) => Err(Unavailable),
+    }
+}
+
+/// Says how many heard it.
+fn send(router: &Router, subject: &str, reply: &[u8], headers: &[u8], payload: &[u8]) -> usize {
+    let message = Envelope { subject: subject.as_bytes(), reply, headers, payload, origin: 0 };
+    let mut routes = RouteCache::new();
+    let routed = router.interest().route(&mut routes, subject.as_bytes(), &message);
+    routes.flush();
+    if let Some(stream) = routed.capture {
+        let copy = Bytes::copy_from_slice;
+        let publish = StreamPublish {
+            stream,
+            subject: copy(subject.as_bytes()),
+            // The answer is the router's, not the ack of the stream that looks on.
+            reply: Bytes::new(),
+            headers: copy(headers),
+            payload: copy(payload),
+        };
+        if router.offer_publish(publish).is_err() {
+            tracing::warn!(subject, "the stream that captures this subject has no room: it misses a request");
+        }
+    }
+    routed.receivers
+}
