@@ -34,7 +34,8 @@ pub fn run(input: &[u8]) {
     if let Ok(request) = by_lenient {
         assert!(!request.tenant.is_empty());
         if let Some(payload) = &request.payload {
-            serde_json::from_str::<serde_json::Value>(payload).expect("a payload is JSON");
+            // By its grammar: it is carried as it is, also with numbers that no float holds.
+            serde_json::from_str::<serde::de::IgnoredAny>(payload).expect("a payload is JSON");
         }
     }
 }
