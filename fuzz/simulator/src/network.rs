@@ -2,7 +2,7 @@
 //! more. Sessions come and go, calls are slow or lost with their session, cuts are one-way or both ways.
 //!
 //! What QUIC repairs below us (loss, duplication, reordering of packets) shows here as delay; what it cannot
-//! repair ends the session, after [`IDLE`] without a way through.
+//! repair ends the session, after `IDLE` without a way through.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -132,7 +132,7 @@ pub enum Event {
 pub struct Decided {
     pub at: u64,
     pub tenant: String,
-    /// What the same request is known by; see [`super::Key`].
+    /// What the same request is known by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
