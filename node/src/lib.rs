@@ -6,6 +6,7 @@ pub mod admin;
 pub mod cli;
 mod cluster;
 pub mod config;
+mod core_messages;
 mod edges;
 pub mod gateway;
 mod links;

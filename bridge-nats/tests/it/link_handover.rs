@@ -2,11 +2,12 @@
 //! comes and goes, and cursors that are begun anew.
 
 use async_nats::jetstream;
-use async_nats::jetstream::stream::{Config, RetentionPolicy};
 use beamlog_nats::link::rules::LinkConfig;
 use beamlog_nats::link::status::LinkState;
 
-use crate::link_streams::{check_each_once, count, exporting, importing, make, publish, stream};
+use crate::link_streams::{
+    check_each_once, count, exporting, importing, make, of_every_retention, publish, stream,
+};
 use crate::link_world::{Site, Upstream, link, until};
 
 /// The run before waits for acks that do not come; what is stored meanwhile is the next run's.
@@ -63,30 +64,21 @@ async fn a_link_stands_by_while_another_node_runs_it() {
 async fn streams_of_every_retention_can_be_read_again_from_the_watermark() {
     let upstream = Upstream::start();
     let there = jetstream::new(upstream.client().await);
-    let kinds = [
-        ("limits", RetentionPolicy::Limits),
-        ("work", RetentionPolicy::WorkQueue),
-        ("interest", RetentionPolicy::Interest),
-    ];
-    for (name, retention) in kinds {
-        let subjects = vec![format!("{name}.>")];
-        let config = Config { name: name.into(), subjects, retention, ..Config::default() };
-        there.create_stream(config).await.unwrap();
-    }
+    let kinds = of_every_retention(&there).await;
     let site = Site::start().await;
-    let import = kinds.map(|(name, _)| stream(name)).to_vec();
+    let import = kinds.map(stream).to_vec();
     site.link(LinkConfig { import, ..link("core", &upstream) }).await;
     let here = site.client().await;
     for round in 0..4 {
-        for (name, _) in kinds {
+        for name in kinds {
             publish(&there, name, round * 250..round * 250 + 125).await;
         }
         site.links.resync("core").unwrap();
-        for (name, _) in kinds {
+        for name in kinds {
             publish(&there, name, round * 250 + 125..(round + 1) * 250).await;
         }
     }
-    for (name, _) in kinds {
+    for name in kinds {
         check_each_once(&here, name, 1000).await;
     }
     site.connected("core").await;

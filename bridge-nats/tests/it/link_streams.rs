@@ -1,7 +1,6 @@
 //! Streams over a link, against real nats-servers: both ways, through restarts, deletions and refusals.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy};
@@ -28,6 +27,21 @@ pub(crate) fn exporting(name: &str, upstream: &Upstream, rule: RuleConfig) -> Li
 pub(crate) async fn make(context: &Context, name: &str, subjects: &[&str]) {
     let subjects = subjects.iter().map(|subject| (*subject).to_owned()).collect();
     context.create_stream(Config { name: name.into(), subjects, ..Config::default() }).await.unwrap();
+}
+
+/// Makes a stream of each retention, `NAME.>` in stream `NAME`; their names.
+pub(crate) async fn of_every_retention(context: &Context) -> [&'static str; 3] {
+    let kinds = [
+        ("limits", RetentionPolicy::Limits),
+        ("work", RetentionPolicy::WorkQueue),
+        ("interest", RetentionPolicy::Interest),
+    ];
+    for (name, retention) in kinds {
+        let subjects = vec![format!("{name}.>")];
+        let config = Config { name: name.into(), subjects, retention, ..Config::default() };
+        context.create_stream(config).await.unwrap();
+    }
+    kinds.map(|(name, _)| name)
 }
 
 /// Publishes `m<n>` for each of the range on one of seven subjects under `prefix`, in pipelines.
@@ -182,6 +196,10 @@ async fn both_ways_through_kills_freezes_and_restarts_of_the_server() {
         LinkConfig { import: vec![stream("DOWN")], export: vec![stream("LOCAL")], ..link("core", &upstream) };
     site.link(config).await;
     for round in 0..6_u64 {
+        if round % 3 == 1 {
+            // What is published now is on its way to somebody who does not answer.
+            upstream.signal("-STOP");
+        }
         publish(&here, "up", round * 500..(round + 1) * 500).await;
         match round % 3 {
             0 => {
@@ -192,11 +210,7 @@ async fn both_ways_through_kills_freezes_and_restarts_of_the_server() {
                 .await;
                 upstream.begin();
             }
-            1 => {
-                upstream.signal("-STOP");
-                tokio::time::sleep(Duration::from_millis(300)).await;
-                upstream.signal("-CONT");
-            }
+            1 => upstream.signal("-CONT"),
             _ => {
                 upstream.signal("-STOP");
                 upstream.kill();
@@ -215,29 +229,20 @@ async fn both_ways_through_kills_freezes_and_restarts_of_the_server() {
 async fn what_a_lost_connection_took_with_it_is_imported_still() {
     let upstream = Upstream::start();
     let there = jetstream::new(upstream.client().await);
-    let kinds = [
-        ("limits", RetentionPolicy::Limits),
-        ("work", RetentionPolicy::WorkQueue),
-        ("interest", RetentionPolicy::Interest),
-    ];
-    for (name, retention) in kinds {
-        let subjects = vec![format!("{name}.>")];
-        let config = Config { name: name.into(), subjects, retention, ..Config::default() };
-        there.create_stream(config).await.unwrap();
-    }
+    let kinds = of_every_retention(&there).await;
     let way = Way::to(&upstream).await;
     let site = Site::start().await;
-    let import = kinds.map(|(name, _)| stream(name)).to_vec();
+    let import = kinds.map(stream).to_vec();
     site.link(LinkConfig { urls: vec![way.url()], import, ..link("core", &upstream) }).await;
-    for (name, _) in kinds {
+    for name in kinds {
         publish(&there, name, 0..300).await;
     }
     let here = site.client().await;
-    for (name, _) in kinds {
+    for name in kinds {
         until("the first are here", async || count(&here, name).await == 300).await;
     }
     way.lose_answers();
-    for (name, _) in kinds {
+    for name in kinds {
         publish(&there, name, 300..400).await;
         let stream = there.get_stream_no_info(name).await.unwrap();
         until("they were delivered, and did not arrive", async || {
@@ -249,10 +254,10 @@ async fn what_a_lost_connection_took_with_it_is_imported_still() {
         assert_eq!(count(&here, name).await, 300);
     }
     way.mend();
-    for (name, _) in kinds {
+    for name in kinds {
         publish(&there, name, 400..1000).await;
     }
-    for (name, _) in kinds {
+    for name in kinds {
         check_each_once(&here, name, 1000).await;
         let stream = there.get_stream_no_info(name).await.unwrap();
         until("everything is acked there", async || {

@@ -15,7 +15,8 @@ use serde_json::{Value, json};
 use crate::admin::monitor::{Monitor, shown};
 use crate::admin::query::{BadParameter, Query};
 use crate::admin::varz::{merge, nanos};
-use crate::cluster::{NodeCluster, ask as ask_cluster};
+use crate::cluster::NodeCluster;
+use crate::core_messages;
 
 /// An engine that is busy for longer answers the page too late to be of use.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -188,9 +189,9 @@ async fn pages(monitor: &Monitor, subject: &str, member: &str) -> Result<Vec<Val
     let mut found = Vec::new();
     loop {
         let asked = json!({ "offset": found.len() }).to_string();
-        let answer = ask_cluster(&monitor.router, subject, asked.as_bytes(), PATIENCE).await;
+        let answer = core_messages::ask(&monitor.router, subject, b"", asked.as_bytes(), PATIENCE).await;
         let mut answer: Value =
-            answer.and_then(|bytes| serde_json::from_slice(&bytes).ok()).ok_or(Failure::Unanswered)?;
+            answer.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).ok_or(Failure::Unanswered)?;
         let total = answer["total"].as_u64().ok_or(Failure::Unanswered)?;
         let Value::Array(page) = answer[member].take() else { return Ok(found) };
         let is_last = page.is_empty() || (found.len() + page.len()) as u64 >= total;

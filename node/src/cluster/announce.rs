@@ -8,13 +8,12 @@ use beamlog_nats::jetstream::{ClusterEvent, ClusterView, NatsWire, ReplicaView};
 use beamlog_nats::{ClusterInfo, Server};
 use beamlog_net::cluster::{Seat, Standing};
 use beamlog_router::api::request::{Request, Response};
-use beamlog_router::interest::{Envelope, RouteCache};
-use beamlog_router::{Router, StreamPublish, Timestamp};
-use bytes::Bytes;
+use beamlog_router::{Router, Timestamp};
 use serde_json::{Value, json};
 use tracing::debug;
 
 use crate::cluster::NodeCluster;
+use crate::core_messages;
 
 /// Between two looks at who is there.
 const LOOK: Duration = Duration::from_millis(500);
@@ -161,20 +160,8 @@ async fn tell_consumers(node: &NodeCluster, router: &Router, wire: &NatsWire, st
     }
 }
 
-/// To whoever is interested, at any node, and into a stream that captures it.
 fn send(router: &Router, (subject, body): (String, Vec<u8>)) {
-    let (subject, payload) = (Bytes::from(subject), Bytes::from(body));
-    let envelope = Envelope { subject: &subject, reply: b"", headers: b"", payload: &payload, origin: 0 };
-    let mut cache = RouteCache::new();
-    let routed = router.interest().route(&mut cache, &subject, &envelope);
-    cache.flush();
-    if let Some(stream) = routed.capture {
-        let (reply, headers) = (Bytes::new(), Bytes::new());
-        let publish = StreamPublish { stream, subject, reply, headers, payload };
-        if router.offer_publish(publish).is_err() {
-            debug!("no room to store an advisory");
-        }
-    }
+    core_messages::send(router, &subject, b"", b"", &body);
 }
 
 /// All pages of a list of names; `None` when the router does not answer.

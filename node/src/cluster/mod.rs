@@ -3,7 +3,6 @@
 
 mod announce;
 mod api;
-mod ask;
 mod keeper;
 mod shown;
 
@@ -23,7 +22,6 @@ use tokio::sync::watch;
 
 pub(crate) use announce::announce;
 pub(crate) use api::ClusterApi;
-pub(crate) use ask::ask;
 pub(crate) use shown::{Asked, change, status};
 
 /// The shard of all streams.

@@ -11,11 +11,11 @@ use beamlog_tasks::engine::settings::subjects;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::ask::{Unavailable, ask};
 use super::dto;
 use super::messages::Event;
 use super::problem::{Context, Problem, json_response};
 use super::server::{Shell, context_of};
+use crate::core_messages::Unanswered;
 
 /// What the gateway tells clients to wait when the router is overloaded.
 const RETRY_AFTER_SECONDS: u64 = 30;
@@ -45,9 +45,9 @@ pub(super) async fn post(State(shell): State<Arc<Shell>>, headers: HeaderMap, bo
     }
     let request = decide.route_request(&context.tenant_id, &context.trace_id);
     let traced = trace_headers(&headers);
-    match ask(&shell.router, subjects::DECIDE, &traced, &request).await {
+    match shell.ask(subjects::DECIDE, &traced, &request).await {
         Ok(answer) => of_router(&answer, true),
-        Err(Unavailable) => unavailable("unavailable", "router or NATS unavailable", &context),
+        Err(Unanswered) => unavailable("unavailable", "router or NATS unavailable", &context),
     }
 }
 
@@ -62,7 +62,7 @@ pub(super) async fn get(
         return Problem::invalid("missing tenant_id for decision lookup", &context).into_response();
     }
     let request = json!({"message_id": message_id, "tenant_id": context.tenant_id}).to_string();
-    match ask(&shell.router, subjects::GET_DECISION, b"", request.as_bytes()).await {
+    match shell.ask(subjects::GET_DECISION, b"", request.as_bytes()).await {
         Ok(answer) => {
             let response = of_router(&answer, true);
             if response.status() == StatusCode::OK {
@@ -70,7 +70,7 @@ pub(super) async fn get(
             }
             response
         }
-        Err(Unavailable) => unavailable("internal", "router or NATS unavailable", &context),
+        Err(Unanswered) => unavailable("internal", "router or NATS unavailable", &context),
     }
 }
 

@@ -3,13 +3,11 @@
 //!
 //! * `server`: the routes, and what happens to every request before its route: rate limits, counting.
 //! * `decide`, `passed_on`, `messages`, `registry`, `figures`: the routes by subject.
-//! * `ask`: a request to the subjects that tasks answer.
 //! * `dto`: what a request for a decision must have, and what of it goes on; pure.
 //! * `limits`: fixed windows by tenant.
 //! * `problem`: errors as the gateway spells them.
 //! * `openapi.json`: the document that it serves.
 
-mod ask;
 mod decide;
 pub mod dto;
 mod figures;

@@ -9,14 +9,14 @@ use beamlog_tasks::engine::settings::subjects;
 use bytes::Bytes;
 use serde_json::json;
 
-use super::ask::{Unavailable, ask};
 use super::decide::{of_router, unavailable};
 use super::problem::{Problem, json_response};
 use super::server::{Shell, context_of};
+use crate::core_messages::Unanswered;
 
 async fn pass(shell: &Shell, name: &str, request: &[u8], headers: &HeaderMap) -> Result<Bytes, Response> {
     let subject = format!("{}{name}", subjects::ADMIN);
-    ask(&shell.router, &subject, b"", request).await.map_err(|Unavailable| {
+    shell.ask(&subject, b"", request).await.map_err(|Unanswered| {
         unavailable("SERVICE_UNAVAILABLE", "Router or NATS unavailable", &context_of(headers))
     })
 }

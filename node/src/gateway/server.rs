@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Router as Routes;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use beamlog_router::Router;
 use beamlog_tasks::service::Service;
+use bytes::Bytes;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -24,9 +25,12 @@ use super::messages::{self, Events};
 use super::problem::{Context, Problem, json_response};
 use super::registry::{self, Blocks};
 use super::{decide, passed_on};
+use crate::core_messages::{Unanswered, ask};
 
 /// Text of one header that is kept.
 const HEADER_MAX: usize = 256;
+/// How long tasks are waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
 const OPENAPI: &str = include_str!("openapi.json");
 
 /// What a gateway is started with.
@@ -50,6 +54,16 @@ pub(super) struct Shell {
 }
 
 impl Shell {
+    /// What tasks answer to a request on one of their subjects.
+    pub(super) async fn ask(
+        &self,
+        subject: &str,
+        headers: &[u8],
+        payload: &[u8],
+    ) -> Result<Bytes, Unanswered> {
+        ask(&self.router, subject, headers, payload, PATIENCE).await
+    }
+
     pub(super) fn is_overloaded(&self) -> bool {
         self.service.stats().counters.backpressure >= 2
     }

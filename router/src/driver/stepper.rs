@@ -58,6 +58,7 @@ impl Stepper {
     }
 
     /// Plants a bug, to see whether it is found: who becomes leader here forgets the message ids it knew.
+    #[cfg(feature = "planted-bugs")]
     pub fn forget_ids_when_leading(&mut self) {
         self.driver.forget_ids_when_leading();
     }

@@ -104,12 +104,13 @@ mod tests {
 
     #[test]
     fn a_path_ends() {
-        let mut path = None;
-        for hop in 0..HOPS_MAX {
-            path = longer(path.as_deref().map(str::as_bytes), Waypoint::of("node", &hop.to_string()));
-            assert!(path.is_some());
+        let hops = |path: &str| path.split(',').count();
+        let mut path = longer(None, Waypoint::of("node", "0")).expect("short");
+        for hop in 1..HOPS_MAX {
+            path = longer(Some(path.as_bytes()), Waypoint::of("node", &hop.to_string())).expect("short");
+            assert_eq!(hops(&path), hop + 1, "each hop is remembered");
         }
-        assert_eq!(longer(path.as_deref().map(str::as_bytes), Waypoint::of("node", "last")), None);
+        assert_eq!(longer(Some(path.as_bytes()), Waypoint::of("node", "last")), None);
         assert_eq!(longer(Some(&[b'x'; 4096]), Waypoint::of("node", "a")), None);
     }
 }

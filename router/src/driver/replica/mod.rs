@@ -60,6 +60,7 @@ pub(super) struct Replicated {
     /// The last term in which this driver was to lead.
     led: Term,
     /// A planted bug; only a [`crate::Stepper`] sets it.
+    #[cfg(feature = "planted-bugs")]
     forgets_ids: bool,
 }
 
@@ -167,6 +168,7 @@ impl Replicated {
             tail,
             limits,
             led: Term(0),
+            #[cfg(feature = "planted-bugs")]
             forgets_ids: false,
         }
     }
@@ -387,6 +389,7 @@ impl Driver {
         (self.log.pending_records() == 0).then(|| (replica.applied.index, engine.timeless_rows()))
     }
 
+    #[cfg(feature = "planted-bugs")]
     pub(in crate::driver) fn forget_ids_when_leading(&mut self) {
         self.replica().forgets_ids = true;
     }

@@ -47,10 +47,14 @@ impl Driver {
         if replica.applied.term != term || replica.applied.index != last {
             return;
         }
-        let (forgets_ids, limits) = (replica.forgets_ids, replica.limits);
-        let Some(mut folding) = replica.folding.take() else { return };
-        if forgets_ids {
-            folding.take_ids_of(&Engine::new(limits));
+        #[cfg(feature = "planted-bugs")]
+        let forgets = replica.forgets_ids.then(|| Engine::new(replica.limits));
+        let Some(folding) = replica.folding.take() else { return };
+        #[cfg(feature = "planted-bugs")]
+        let mut folding = folding;
+        #[cfg(feature = "planted-bugs")]
+        if let Some(blank) = forgets {
+            folding.take_ids_of(&blank);
         }
         // What was decided by others is never later than now (DR17).
         self.clock.raise(self.log.pending_time().max(folding.now()));

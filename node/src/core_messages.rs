@@ -1,4 +1,4 @@
-//! A request to the subjects that tasks answer, without a connection.
+//! Core messages and requests from within the process, as a client of this node would send them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,12 +10,9 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-/// Nobody answered: tasks have no room, or are gone.
+/// Nobody answered: whoever should has no room, or is gone.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Unavailable;
-
-/// How long the router is waited for.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) struct Unanswered;
 
 /// Takes one answer.
 struct Inbox(Mutex<Option<oneshot::Sender<Bytes>>>);
@@ -43,32 +40,38 @@ impl Drop for Subscription {
     }
 }
 
+/// The payload of the first answer, at whichever node of a cluster it is given.
+///
+/// # Errors
+/// There is none within that time, or nobody listens.
+///
 /// *Cancel safety*: when dropped, the request may be handled all the same.
-pub(super) async fn ask(
+pub(crate) async fn ask(
     router: &Router,
     subject: &str,
     headers: &[u8],
     payload: &[u8],
-) -> Result<Bytes, Unavailable> {
+    within: Duration,
+) -> Result<Bytes, Unanswered> {
     static INBOXES: AtomicU64 = AtomicU64::new(1);
     let number = INBOXES.fetch_add(1, Ordering::Relaxed);
-    let reply = format!("_INBOX.beamlog-gateway.{}.{number}", router.node_id());
+    let reply = format!("_INBOX.beamlog.{}.{number}", router.node_id());
     let (sender, receiver) = oneshot::channel();
     let inbox = Arc::new(Inbox(Mutex::new(Some(sender))));
     let interest = router.interest();
-    let key = interest.subscribe(reply.as_bytes(), None, inbox, 0).map_err(|_illegal| Unavailable)?;
+    let key = interest.subscribe(reply.as_bytes(), None, inbox, 0).map_err(|_illegal| Unanswered)?;
     let _subscription = Subscription(Arc::clone(interest), key);
     if send(router, subject, reply.as_bytes(), headers, payload) == 0 {
-        return Err(Unavailable);
+        return Err(Unanswered);
     }
-    match timeout(PATIENCE, receiver).await {
+    match timeout(within, receiver).await {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(_)) | Err(_) => Err(Unavailable),
+        Ok(Err(_)) | Err(_) => Err(Unanswered),
     }
 }
 
-/// Says how many heard it.
-fn send(router: &Router, subject: &str, reply: &[u8], headers: &[u8], payload: &[u8]) -> usize {
+/// To whoever is interested, and into a stream that captures it. Says how many heard it.
+pub(crate) fn send(router: &Router, subject: &str, reply: &[u8], headers: &[u8], payload: &[u8]) -> usize {
     let message = Envelope { subject: subject.as_bytes(), reply, headers, payload, origin: 0 };
     let mut routes = RouteCache::new();
     let routed = router.interest().route(&mut routes, subject.as_bytes(), &message);
@@ -84,7 +87,7 @@ fn send(router: &Router, subject: &str, reply: &[u8], headers: &[u8], payload: &
             payload: copy(payload),
         };
         if router.offer_publish(publish).is_err() {
-            tracing::warn!(subject, "the stream that captures this subject has no room: it misses a request");
+            tracing::warn!(subject, "the stream that captures this subject has no room: it misses a message");
         }
     }
     routed.receivers
