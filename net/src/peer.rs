@@ -232,6 +232,15 @@ pub trait PeerTransport: Send + Sync {
 
     /// The session with a peer, if there is one.
     fn session(&self, peer: PeerId) -> Option<Session>;
+
+    /// Whether the process that this node has its session with is known to have ended, which nobody told it yet.
+    /// Asks, for a moment. `false` means nothing.
+    ///
+    /// *Cancel safety*: nothing happens.
+    fn has_ended(&self, peer: PeerId) -> BoxFuture<'static, bool> {
+        let _ = peer;
+        Box::pin(std::future::ready(false))
+    }
 }
 
 /// Is asked by peers. Calls come on the transport's tasks and must not block.

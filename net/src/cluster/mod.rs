@@ -8,6 +8,7 @@ mod change;
 mod claims;
 mod seat;
 mod status;
+mod succession;
 mod tail;
 mod tasks;
 
@@ -27,7 +28,7 @@ use crate::{
     catchup::{Copies, CopyLimits},
     peer::{Introduction, PeerId, PeerTransport, Refusal},
     raft::{
-        Books, Links, Machine, Raft, RaftHandler, ReplicaShard, Shard, ShardError, Storage, Timing,
+        Books, Links, Machine, Raft, RaftHandler, ReplicaShard, Shard, ShardError, Storage, Timing, Vigil,
         begin_membership, code, last_membership,
     },
 };
@@ -112,6 +113,7 @@ struct Inner {
     storage: Storage,
     machine: Machine,
     handler: Arc<RaftHandler>,
+    vigil: Arc<Vigil>,
     transport: Arc<dyn PeerTransport>,
     shard: Arc<dyn Shard>,
     state: watch::Sender<ClusterState>,
@@ -167,12 +169,14 @@ impl Cluster {
         let raft = Raft::build(me.0, config, links, storage.clone(), machine.clone())
             .await
             .map_err(|error| StartError::Raft(error.to_string()))?;
+        let vigil = Arc::new(Vigil::new(Arc::clone(&transport), options.heartbeat * 3 / 2));
         let handler = Arc::new(RaftHandler::new(
             id,
             raft.clone(),
             Arc::clone(&books),
             storage.clone(),
             machine.clone(),
+            Arc::clone(&vigil),
         ));
         let copies = Arc::new(Copies::new(
             raft.clone(),
@@ -192,6 +196,7 @@ impl Cluster {
             storage,
             machine,
             handler,
+            vigil,
             transport,
             shard,
             state,

@@ -1,7 +1,8 @@
 //! The place that a cluster takes between a driver and a transport, both of which want to be told where to
 //! turn before the cluster can exist.
 
-use std::sync::{Arc, OnceLock, Weak};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use beamlog_log::Damage;
 use beamlog_router::replica::{Proposal, Replicator, Role};
@@ -54,7 +55,11 @@ impl Seat {
         let (role_sender, role) = watch::channel(Role::default());
         Self {
             driver: Arc::new(Driver { words, role: role_sender }),
-            peers: Arc::new(Peers { cluster: OnceLock::new(), shard: OnceLock::new() }),
+            peers: Arc::new(Peers {
+                cluster: OnceLock::new(),
+                shard: OnceLock::new(),
+                processes: Mutex::default(),
+            }),
             inbox: Some(inbox),
             clients: "".into(),
             role,
@@ -167,6 +172,8 @@ struct Peers {
     cluster: OnceLock<Weak<Inner>>,
     /// What peers may ask of before the cluster has started.
     shard: OnceLock<Weak<dyn Shard>>,
+    /// As what process each peer was met last. As many as a transport lets in.
+    processes: Mutex<BTreeMap<PeerId, u64>>,
 }
 
 impl Peers {
@@ -215,8 +222,16 @@ impl PeerHandler for Peers {
         }
     }
 
-    fn connected(&self, session: Session, _peer: &Introduction) {
+    fn connected(&self, session: Session, peer: &Introduction) {
+        let before = self
+            .processes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(session.peer, peer.incarnation);
         if let Ok(cluster) = self.cluster() {
+            if before.is_some_and(|before| before != peer.incarnation) {
+                cluster.vigil.succeeded(session.peer);
+            }
             cluster.connected(session.peer);
         }
     }

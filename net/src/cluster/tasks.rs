@@ -7,7 +7,7 @@ use beamlog_router::replica::Proposal;
 use openraft::{ServerState, async_runtime::WatchReceiver, impls::OneshotResponder};
 use tokio::sync::mpsc;
 
-use super::{Cluster, ClusterState, Inner, Standing, seat::Word, status};
+use super::{Cluster, ClusterState, Inner, Standing, seat::Word, status, succession};
 use crate::{
     peer::PeerId,
     raft::{Data, raft_index},
@@ -18,6 +18,7 @@ pub(super) fn start(cluster: &Cluster, inbox: mpsc::UnboundedReceiver<Word>) {
     drop(runtime::spawn(carry(Arc::clone(&cluster.inner), inbox)));
     drop(runtime::spawn(watch(Arc::clone(&cluster.inner))));
     drop(runtime::spawn(keep(Arc::clone(&cluster.inner))));
+    drop(runtime::spawn(succession::watch(Arc::clone(&cluster.inner))));
 }
 
 /// Carries the driver's words.
@@ -185,7 +186,7 @@ async fn keep(inner: Arc<Inner>) {
 }
 
 impl Inner {
-    fn ended(&self) -> bool {
+    pub(super) fn ended(&self) -> bool {
         matches!(self.state.borrow().standing, Standing::Stopped | Standing::Failed { .. })
     }
 

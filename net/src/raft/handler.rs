@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use beamlog_log::{EntryId, ShardId};
 use bytes::Bytes;
 use openraft::{
+    async_runtime::WatchReceiver,
     errors::{Fatal, RaftError},
     raft::{
         AppendEntriesRequest, AppendEntriesResponse, TransferLeaderError, TransferLeaderRequest, VoteRequest,
@@ -13,9 +14,9 @@ use openraft::{
 };
 
 use super::{
-    Books, Machine, Raft, Storage, Types, control, entry_id, log_id,
+    Books, Machine, Raft, Storage, Types, Vigil, control, entry_id, log_id,
     network::{raft_vote, wire_vote},
-    wire::{Answer, Append, Outcome, Request, TransferRefused, WireError},
+    wire::{Answer, Append, Outcome, Request, TransferRefused, WireError, WireVote},
 };
 use crate::peer::{PeerId, Refusal};
 
@@ -44,6 +45,7 @@ pub(crate) struct RaftHandler {
     books: Arc<Books>,
     storage: Storage,
     machine: Machine,
+    vigil: Arc<Vigil>,
     /// Why it neither votes nor takes entries (DR5, DR13).
     fenced: Mutex<Option<String>>,
 }
@@ -77,8 +79,9 @@ impl RaftHandler {
         books: Arc<Books>,
         storage: Storage,
         machine: Machine,
+        vigil: Arc<Vigil>,
     ) -> Self {
-        Self { shard, raft, books, storage, machine, fenced: Mutex::default() }
+        Self { shard, raft, books, storage, machine, vigil, fenced: Mutex::default() }
     }
 
     pub(crate) const fn shard(&self) -> ShardId {
@@ -117,14 +120,19 @@ impl RaftHandler {
                 fenced()?;
                 candidate(vote.node, last)?;
                 let asked = raft_vote(vote);
+                // The lease is that of a leader who lives.
+                let leaderless = transfer || self.is_leaderless_before(vote).await;
                 let rpc =
-                    VoteRequest { vote: asked, last_log_id: log_id(last), leadership_transfer: transfer };
+                    VoteRequest { vote: asked, last_log_id: log_id(last), leadership_transfer: leaderless };
                 let answer = self.raft.vote(rpc).await.map_err(|error| raft_stopped(&error))?;
                 Ok(Some(voted(&answer)))
             }
             Request::PreVote { vote, last, transfer } => {
                 fenced()?;
                 candidate(vote.node, last)?;
+                if self.is_leaderless_before(vote).await {
+                    return Ok(Some(self.would_vote(last)));
+                }
                 let asked = raft_vote(vote);
                 let rpc =
                     VoteRequest { vote: asked, last_log_id: log_id(last), leadership_transfer: transfer };
@@ -157,6 +165,26 @@ impl RaftHandler {
         }
     }
 
+    /// Whether this is about the election after a leader whose process has ended, as far as this node itself knows.
+    async fn is_leaderless_before(&self, vote: WireVote) -> bool {
+        let term = |raft: &Raft| raft.metrics().borrow_watched().current_term;
+        match self.vigil.ended().await {
+            Some(gone) => vote.term == gone.term + 1 && term(&self.raft) == gone.term,
+            None => false,
+        }
+    }
+
+    /// As openraft answers when there is no lease.
+    fn would_vote(&self, candidates: EntryId) -> Answer {
+        let last = self.storage.last();
+        let granted = log_id(candidates) >= log_id(last);
+        if granted {
+            self.vigil.yielded();
+        }
+        let vote = wire_vote(&self.raft.metrics().borrow_watched().vote);
+        Answer::Vote { vote, last, granted }
+    }
+
     async fn append(&self, append: Append) -> Result<Answer, Refusal> {
         let Append { vote, previous, commit, held, entries } = append;
         self.contradicts(previous, entries.iter().map(|entry| entry.id)).await?;
@@ -180,6 +208,9 @@ impl RaftHandler {
         self.books.told(commit.index);
         self.books.told_held(&held);
         let answer = self.raft.append_entries(rpc).await.map_err(|error| raft_stopped(&error))?;
+        if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
+            self.vigil.heard(vote.node, vote.term);
+        }
         let outcome = match answer {
             AppendEntriesResponse::Success => Outcome::Taken,
             AppendEntriesResponse::PartialSuccess(id) => Outcome::Partly(entry_id(id.as_ref())),

@@ -5,6 +5,7 @@
 //! * `shard`: what is asked of a log and its state; the driver's `Replica` is one answer.
 //! * `storage`: openraft's log over it. `machine`: openraft's state machine over it.
 //! * `books`: the second, independent count of what is durable where (DR12, DR13).
+//! * `vigil`: whether the leader's process is known to have ended.
 //! * `wire`: what nodes say to each other, in bytes. `network`: asking. `handler`: being asked.
 
 mod books;
@@ -16,6 +17,7 @@ mod replica;
 mod shard;
 mod storage;
 mod types;
+mod vigil;
 pub mod wire;
 
 #[cfg(test)]
@@ -33,6 +35,7 @@ pub(crate) use storage::Storage;
 pub use storage::StorageError;
 pub use types::Member;
 pub(crate) use types::{Data, LogId, Membership, Raft, Types, Vote, entry_id, log_id};
+pub(crate) use vigil::{Heard, Vigil};
 
 /// Longest body of an entry that peers take: the lane of appends, less what openraft says about it.
 pub(crate) const BODY_BYTES_MAX: usize = 16 << 20;

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use tracing::{error, warn};
 
 use super::dial::{Book, DialError, PeerAddress};
+use super::ended::nobody_listens;
 use super::introduce::Failed;
 use super::session::{Numbers, close, closed};
 use super::settings::{ConfigError, Configs, HANDSHAKE_MAX, INCOMING_MAX, Kind, RETRY_ABOVE, SWEEP};
@@ -385,5 +386,12 @@ impl PeerTransport for Transport {
 
     fn session(&self, peer: PeerId) -> Option<Session> {
         self.0.table.get(peer).map(|live| live.session)
+    }
+
+    fn has_ended(&self, peer: PeerId) -> BoxFuture<'static, bool> {
+        match self.0.table.get(peer) {
+            Some(live) => Box::pin(nobody_listens(live.connection.remote_address())),
+            None => Box::pin(std::future::ready(false)),
+        }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Both sides may dial. Of two connections within the same pair of processes the one that the lower id dialled
 //! stays, of two from the same side the later. A connection from another process with the id of one that
-//! still answers is a copy, and refused; from one that does not answer any more, it is its successor.
+//! still answers is a copy, and refused; from one that does not answer any more, or whose address it has, it is
+//! its successor.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -88,7 +89,7 @@ impl Inner {
         };
         self.forget_predecessors(&identity, &hello).await;
         let version = self.judge(&loaded, &identity, &hello, None)?;
-        self.make_way(&hello).await?;
+        self.make_way(connection, &hello).await?;
         self.admit(&hello)?;
         write(connection, &mut send, &Message::Welcome(self.hello(&loaded, 0))).await?;
         drop(send.finish());
@@ -170,13 +171,15 @@ impl Inner {
     }
 
     /// Before welcoming: is there a session that this one may not replace?
-    async fn make_way(&self, hello: &Hello) -> Result<(), Failed> {
+    async fn make_way(&self, connection: &Connection, hello: &Hello) -> Result<(), Failed> {
         let Some(existing) = self.table.get(hello.id) else { return Ok(()) };
         let same_process = existing.peer.incarnation == hello.incarnation;
         if same_process && self.preferred(hello.id, false, hello.dial, &existing) {
             return Ok(());
         }
-        if existing.answers().await {
+        // Another process has the very socket: who had it before has ended, and is not waited for.
+        let took_over = !same_process && existing.connection.remote_address() == connection.remote_address();
+        if !took_over && existing.answers().await {
             let reason = if same_process { Reason::AlreadyConnected } else { Reason::IdTaken };
             return Err(Failed::refused(reason));
         }

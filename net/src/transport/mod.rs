@@ -7,6 +7,7 @@
 //! * `table`: who is connected, who is known, what was counted.
 //! * `introduce`: the handshake on a connection, from both sides; which of two connections stays.
 //! * `dial`: the address book, and keeping connections up.
+//! * `ended`: whether a peer's process has ended, when nobody told.
 //! * `tunnel`: streams between an edge and its hub that carry another protocol.
 //! * `endpoint`: [`Transport`], which holds all of it.
 //!
@@ -17,6 +18,7 @@
 //! * All tasks of a session belong to its `run`, which ends them before it says `disconnected`.
 
 mod dial;
+mod ended;
 mod endpoint;
 mod frames;
 mod introduce;

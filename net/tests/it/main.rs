@@ -8,6 +8,7 @@ mod mesh;
 mod refused;
 mod replicate;
 mod sessions;
+mod succession;
 mod support;
 mod wires;
 mod world;

@@ -29,6 +29,10 @@ struct Inner {
     nodes: BTreeMap<PeerId, Node>,
     /// Nothing arrives from the first at the second.
     cut: BTreeSet<(PeerId, PeerId)>,
+    /// The first takes the second's process for ended.
+    mistaken: BTreeSet<(PeerId, PeerId)>,
+    /// How often the first asked the second whether it would vote for it.
+    pre_votes: BTreeMap<(PeerId, PeerId), u64>,
     /// Of a thousand messages so many are lost.
     lost: u64,
     /// Every message takes up to this long.
@@ -68,6 +72,16 @@ impl Wires {
     /// Nothing arrives from `from` at `to`.
     pub(super) fn cut(&self, from: PeerId, to: PeerId) {
         self.lock().cut.insert((from, to));
+    }
+
+    /// `at` takes the process of `of` for ended.
+    pub(super) fn mistake(&self, at: PeerId, of: PeerId) {
+        self.lock().mistaken.insert((at, of));
+    }
+
+    /// How often `from` asked `to` whether it would vote for it.
+    pub(super) fn pre_votes(&self, from: PeerId, to: PeerId) -> u64 {
+        self.lock().pre_votes.get(&(from, to)).copied().unwrap_or_default()
     }
 
     /// A node hears and says nothing.
@@ -147,6 +161,9 @@ impl PeerTransport for Wire {
     ) -> BoxFuture<'static, Result<Bytes, CallError>> {
         let (wires, from) = (self.wires.clone(), self.from);
         Box::pin(async move {
+            if let [_version, 2, ..] = request[..] {
+                *wires.lock().pre_votes.entry((from, to)).or_default() += 1;
+            }
             let call = async {
                 let (node, takes) = match wires.route(from, to) {
                     Ok(route) => route,
@@ -175,5 +192,11 @@ impl PeerTransport for Wire {
 
     fn session(&self, peer: PeerId) -> Option<Session> {
         self.wires.lock().nodes.get(&peer).map(|node| Session { peer, number: node.number })
+    }
+
+    fn has_ended(&self, peer: PeerId) -> BoxFuture<'static, bool> {
+        let inner = self.wires.lock();
+        let ended = !inner.nodes.contains_key(&peer) || inner.mistaken.contains(&(self.from, peer));
+        Box::pin(std::future::ready(ended))
     }
 }

@@ -35,6 +35,7 @@ pub(super) struct World {
     pub(super) wires: Wires,
     pub(super) nodes: Vec<Node>,
     pub(super) options: RouterOptions,
+    pub(super) timing: ClusterOptions,
 }
 
 pub(super) fn member(at: usize) -> Member {
@@ -65,7 +66,11 @@ impl World {
     }
 
     pub(super) async fn with(count: usize, options: RouterOptions) -> Self {
-        let mut world = Self { wires: Wires::default(), nodes: Vec::new(), options };
+        Self::with_timing(count, options, ClusterOptions::default()).await
+    }
+
+    async fn with_timing(count: usize, options: RouterOptions, timing: ClusterOptions) -> Self {
+        let mut world = Self { wires: Wires::default(), nodes: Vec::new(), options, timing };
         for at in 0..count {
             world.nodes.push(Node { disk: SimDisk::new(), live: None });
             world.start(at, at == 0).await;
@@ -80,6 +85,14 @@ impl World {
         world
     }
 
+    /// The same with other times.
+    pub(super) async fn formed_with(count: usize, timing: ClusterOptions) -> Self {
+        let world = Self::with_timing(count, RouterOptions::for_simulation(), timing).await;
+        world.join_all(count).await;
+        world.make_stream().await;
+        world
+    }
+
     /// The same with a stream that keeps few messages.
     pub(super) async fn formed_with_short_stream(count: usize, messages: u64) -> Self {
         let world = Self::voters(count).await;
@@ -89,11 +102,15 @@ impl World {
 
     async fn voters(count: usize) -> Self {
         let world = Self::new(count).await;
-        world.leader().await;
-        for at in 1..count {
-            world.add(at).await.unwrap();
-        }
+        world.join_all(count).await;
         world
+    }
+
+    async fn join_all(&self, count: usize) {
+        self.leader().await;
+        for at in 1..count {
+            self.add(at).await.unwrap();
+        }
     }
 
     pub(super) async fn make_stream(&self) {
@@ -137,7 +154,7 @@ impl World {
             transport: self.wires.of(me),
             first: first.then(|| member(at)),
             // Little enough that what left the disk is not in memory either.
-            options: ClusterOptions { recent_bytes: 64 << 10, ..ClusterOptions::default() },
+            options: ClusterOptions { recent_bytes: 64 << 10, ..self.timing },
         })
         .await
         .unwrap();
