@@ -370,7 +370,8 @@ def cluster_kill(context, nodes=3):
         raise Broken(f"hardly anything was acknowledged, so nothing was tested: {result}")
     takeover = ""
     if result["leaders_killed"]:
-        takeover = f"; next ack after a leader's death: median {result['takeover_p50']:.2f} s, longest {result['takeover_max']:.2f} s"
+        takeover = f"; next ack after a leader's death: "
+        takeover += f"p50 {result['takeover_p50']:.2f} s, p99 {result['takeover_p99']:.2f} s, longest {result['takeover_max']:.2f} s"
     return f"{nodes} nodes, {result['kills']} SIGKILLs ({result['leaders_killed']} of leaders), {result['acked']} acked, 0 lost, no gap{takeover}"
 
 
