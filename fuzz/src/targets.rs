@@ -51,6 +51,7 @@ targets! {
     segment_open,
     subject_filter,
     task_events,
+    task_words,
     vote_file,
     worker_messages,
 }

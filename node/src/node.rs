@@ -88,6 +88,7 @@ impl StartError {
             Self::Tasks(TasksError::Start(beamlog_tasks::service::StartError::Policy { .. })) => {
                 "correct the policy"
             }
+            Self::Tasks(TasksError::Outpost(_)) => "check the limits of this process",
             Self::Tasks(TasksError::Start(_)) => {
                 "look at the stream BEAMLINE; without --tasks the node starts"
             }
@@ -164,14 +165,6 @@ impl Node {
         let prepared = options.cluster.as_ref().map(cluster::prepare).transpose().map_err(of_cluster)?;
         let (router, replica) =
             open_store(&options, prepared.as_ref().map(|prepared| prepared.seat.replicator())).await?;
-        // Before clients: what they ask is answered by somebody who knows what was promised before.
-        let tasks = match &options.tasks {
-            None => None,
-            Some(tasks) => match Tasks::start(&router, tasks, &options).await {
-                Ok(tasks) => Some(tasks),
-                Err(error) => return Err(close_after(router, error.into()).await),
-            },
-        };
         let server_name = options.server_name.clone().unwrap_or_else(|| default_name(&router));
         let interest = Arc::clone(router.interest());
         let api = Api::new(router.clone(), server_name.clone());
@@ -189,6 +182,15 @@ impl Node {
             }
             jetstream = clustered;
         }
+        // Before clients: what they ask is answered by somebody who knows what was promised before.
+        let role = member.as_ref().map(NodeCluster::role);
+        let tasks = match &options.tasks {
+            None => None,
+            Some(tasks) => match Tasks::start(&router, tasks, &options, role).await {
+                Ok(tasks) => Some(tasks),
+                Err(error) => return Err(close_after(router, error.into()).await),
+            },
+        };
         let server_options = server_options(&options, server_name, tls);
         let server = match Server::start(interest, Some(jetstream), server_options).await {
             Ok(server) => Arc::new(server),
@@ -219,7 +221,7 @@ impl Node {
                 return Err(close_after(router, StartError::Hub(Box::new(error))).await);
             }
         };
-        let service = tasks.as_ref().map(|tasks| Arc::clone(tasks.service()));
+        let serving = tasks.as_ref().map(|tasks| Arc::clone(tasks.serving()));
         let monitor = Arc::new(Monitor::new(
             router.clone(),
             Arc::clone(&server),
@@ -228,7 +230,7 @@ impl Node {
             member.clone(),
             options.clone(),
             started,
-            service,
+            serving,
         ));
         let admin = match options.admin {
             None => None,
@@ -361,8 +363,8 @@ async fn start_gateway(
     let address = gateway.listen;
     let listener =
         TcpListener::bind(address).await.map_err(|source| StartError::Gateway { address, source })?;
-    let service = Arc::clone(tasks.service());
-    Ok(Some(Gateway::start(listener, router.clone(), service, gateway, options.payload_bytes_max)))
+    let serving = Arc::clone(tasks.serving());
+    Ok(Some(Gateway::start(listener, router.clone(), serving, gateway, options.payload_bytes_max)))
 }
 
 async fn stop_tasks(tasks: Option<Tasks>) {

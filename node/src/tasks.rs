@@ -1,23 +1,27 @@
-//! Tasks in a node: their options from the configuration, policies from files, and the small address where
-//! gateways ask for back-pressure.
+//! Tasks in a node: their options from the configuration, policies from files, where they run in a cluster, and
+//! the small address where gateways ask for back-pressure.
 
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use beamlog_router::Router;
+use beamlog_router::replica::Role;
 use beamlog_tasks::engine::settings::Settings;
 use beamlog_tasks::intake::IntakeRules;
-use beamlog_tasks::service::{Service, ServiceOptions};
+use beamlog_tasks::service::{Outpost, Service, ServiceOptions, TasksStats};
 use serde_json::Value;
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tracing::warn;
+use tracing::{info, warn};
+
+use crate::cli::err_chain;
 
 use crate::config::{NodeOptions, TasksOptions};
 
@@ -40,62 +44,134 @@ pub enum TasksError {
     TooLarge { path: PathBuf },
     #[error("listening for gateways on {address}")]
     Listen { address: SocketAddr, source: io::Error },
+    #[error("starting the outpost of tasks")]
+    Outpost(#[source] io::Error),
     #[error(transparent)]
     Start(#[from] beamlog_tasks::service::StartError),
+}
+
+/// Between two attempts to begin at a node that leads.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// What a node knows of tasks, whether they run here or where the cluster is led.
+#[derive(Debug, Default)]
+pub(crate) struct Serving {
+    here: RwLock<Option<Arc<Service>>>,
+    outpost: Option<Outpost>,
+}
+
+impl Serving {
+    fn here(&self) -> Option<Arc<Service>> {
+        self.here.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, service: Option<Arc<Service>>) -> Option<Arc<Service>> {
+        std::mem::replace(&mut *self.here.write().unwrap_or_else(PoisonError::into_inner), service)
+    }
+
+    /// What is counted here; nothing where tasks do not run.
+    pub(crate) fn stats(&self) -> TasksStats {
+        self.here().map(|service| service.stats()).unwrap_or_default()
+    }
+
+    /// Whether they run here.
+    pub(crate) fn is_here(&self) -> bool {
+        self.here().is_some()
+    }
+
+    /// How loaded they are, wherever they run: 0 not, 1 a warning, 2 overloaded; and how many tasks wait.
+    pub(crate) fn pressure(&self) -> (u64, u64) {
+        match (self.here(), &self.outpost) {
+            (Some(service), _) => {
+                let stats = service.stats();
+                (stats.counters.backpressure, stats.queued)
+            }
+            (None, Some(outpost)) => {
+                let seen = outpost.seen();
+                (seen.pressure, seen.queued)
+            }
+            (None, None) => (0, 0),
+        }
+    }
+
+    /// Ends what runs here; `finish`: what was taken in first.
+    fn end(&self, finish: bool) {
+        let Some(service) = self.set(None) else { return };
+        if finish {
+            service.close();
+        } else {
+            service.stand_down();
+        }
+        service.wait();
+    }
 }
 
 /// Running tasks of a node.
 #[derive(Debug)]
 pub(crate) struct Tasks {
-    service: Arc<Service>,
+    serving: Arc<Serving>,
+    following: Option<JoinHandle<()>>,
     backpressure: Option<(SocketAddr, JoinHandle<()>)>,
 }
 
 impl Drop for Tasks {
     fn drop(&mut self) {
-        if let Some((_, task)) = &self.backpressure {
+        for task in self.following.iter().chain(self.backpressure.iter().map(|(_, task)| task)) {
             task.abort();
         }
     }
 }
 
 impl Tasks {
+    /// `role`: of a node in a cluster, where they run while it leads.
     pub(crate) async fn start(
         router: &Router,
         options: &TasksOptions,
         node: &NodeOptions,
+        role: Option<watch::Receiver<Role>>,
     ) -> Result<Self, TasksError> {
         let policies = match &options.policies {
             Some(folder) => read_policies(folder)?,
             None => Vec::new(),
         };
         let intake = IntakeRules { strict: options.strict, payload_bytes_max: node.payload_bytes_max };
-        let seed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
         let service_options = ServiceOptions {
-            settings: Settings { intake, ..Settings::default() },
+            settings: Settings {
+                intake,
+                open_tasks_max: usize::try_from(options.open_max).unwrap_or(usize::MAX),
+                ..Settings::default()
+            },
             policies,
-            seed: u64::try_from(seed & u128::from(u64::MAX)).unwrap_or_default(),
             ..ServiceOptions::default()
         };
-        let router = router.clone();
-        // It reads the log.
-        let starting = tokio::task::spawn_blocking(move || Service::start(&router, service_options));
-        let service = Arc::new(starting.await.expect("starting is not cancelled, and does not panic")?);
-        let backpressure = match options.backpressure {
+        let listener = match options.backpressure {
             None => None,
             Some(address) => {
-                let listener = TcpListener::bind(address)
-                    .await
-                    .map_err(|source| TasksError::Listen { address, source })?;
-                let address = listener.local_addr().unwrap_or(address);
-                Some((address, tokio::spawn(tell_gateways(listener, Arc::clone(&service)))))
+                let listener = TcpListener::bind(address).await;
+                Some((listener.map_err(|source| TasksError::Listen { address, source })?, address))
             }
         };
-        Ok(Self { service, backpressure })
+        let (serving, following) = match role {
+            None => {
+                let service = begin(router, service_options, None).await?;
+                (Arc::new(Serving { here: RwLock::new(Some(service)), outpost: None }), None)
+            }
+            Some(role) => {
+                let outpost = Outpost::start(router).map_err(TasksError::Outpost)?;
+                let serving = Arc::new(Serving { outpost: Some(outpost), ..Serving::default() });
+                let following = follow(role, Arc::clone(&serving), router.clone(), service_options);
+                (serving, Some(tokio::spawn(following)))
+            }
+        };
+        let backpressure = listener.map(|(listener, asked)| {
+            let address = listener.local_addr().unwrap_or(asked);
+            (address, tokio::spawn(tell_gateways(listener, Arc::clone(&serving))))
+        });
+        Ok(Self { serving, following, backpressure })
     }
 
-    pub(crate) fn service(&self) -> &Arc<Service> {
-        &self.service
+    pub(crate) fn serving(&self) -> &Arc<Serving> {
+        &self.serving
     }
 
     pub(crate) fn backpressure_address(&self) -> Option<SocketAddr> {
@@ -104,11 +180,74 @@ impl Tasks {
 
     /// Finishes what was taken in and writes the state.
     pub(crate) async fn stop(self) {
-        self.service.close();
-        let service = Arc::clone(&self.service);
+        let serving = Arc::clone(&self.serving);
+        // Nothing begins here any more.
         drop(self);
-        let waiting = tokio::task::spawn_blocking(move || service.wait());
-        waiting.await.expect("waiting is not cancelled, and does not panic");
+        let ending = tokio::task::spawn_blocking(move || serving.end(true));
+        ending.await.expect("ending is not cancelled, and does not panic");
+    }
+}
+
+/// Reads the log and answers requests.
+async fn begin(
+    router: &Router,
+    options: ServiceOptions,
+    leads: Option<u64>,
+) -> Result<Arc<Service>, beamlog_tasks::service::StartError> {
+    let seed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let seed = u64::try_from(seed & u128::from(u64::MAX)).unwrap_or_default();
+    let (router, options) = (router.clone(), ServiceOptions { seed, leads, ..options });
+    let starting = tokio::task::spawn_blocking(move || Service::start(&router, options));
+    Ok(Arc::new(starting.await.expect("starting is not cancelled, and does not panic")?))
+}
+
+/// Has tasks run here while this node leads. Ends with the cluster.
+async fn follow(
+    mut role: watch::Receiver<Role>,
+    serving: Arc<Serving>,
+    router: Router,
+    options: ServiceOptions,
+) {
+    let mut told = String::new();
+    loop {
+        let now = *role.borrow_and_update();
+        // Whatever ran here ran for another term.
+        let (ended, leads) = (Arc::clone(&serving), matches!(now, Role::Leader { .. }));
+        let ending = tokio::task::spawn_blocking(move || {
+            ended.end(false);
+            if let Some(outpost) = &ended.outpost {
+                outpost.watch(!leads);
+            }
+        });
+        ending.await.expect("ending is not cancelled, and does not panic");
+        if let Role::Leader { term } = now {
+            match begin(&router, options.clone(), Some(term.0)).await {
+                Ok(service) => {
+                    info!(term = term.0, "tasks run here");
+                    told.clear();
+                    serving.set(Some(service));
+                }
+                Err(error) => {
+                    let problem = err_chain(&error);
+                    if problem != told {
+                        warn!(err = problem, "tasks cannot begin here yet");
+                        told = problem;
+                    }
+                    // Also when the role changes: then all begins anew.
+                    tokio::select! {
+                        _ = role.changed() => {}
+                        () = tokio::time::sleep(AGAIN) => {}
+                    }
+                    if role.has_changed().is_err() {
+                        return;
+                    }
+                    continue;
+                }
+            }
+        }
+        if role.changed().await.is_err() {
+            return;
+        }
     }
 }
 
@@ -155,7 +294,7 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>, TasksError> {
 
 /// Answers every connection at once, before it asks: the gateway reads right after it wrote, without
 /// waiting, and takes the first occurrence of the metric's name for the sample.
-async fn tell_gateways(listener: TcpListener, service: Arc<Service>) {
+async fn tell_gateways(listener: TcpListener, serving: Arc<Serving>) {
     loop {
         let mut stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -165,7 +304,7 @@ async fn tell_gateways(listener: TcpListener, service: Arc<Service>) {
                 continue;
             }
         };
-        let answer = backpressure_page(&service);
+        let answer = backpressure_page(&serving);
         tokio::spawn(async move {
             let told = async {
                 stream.write_all(answer.as_bytes()).await?;
@@ -180,17 +319,14 @@ async fn tell_gateways(listener: TcpListener, service: Arc<Service>) {
     }
 }
 
-fn backpressure_page(service: &Service) -> String {
-    let stats = service.stats();
-    let active = u8::from(stats.counters.backpressure >= 2);
+fn backpressure_page(serving: &Serving) -> String {
+    let (pressure, queued) = serving.pressure();
+    let active = u8::from(pressure >= 2);
     let subject = "beamline.router.v1.decide";
     let mut body = format!("router_intake_backpressure_active{{subject=\"{subject}\"}} {active}\n");
     // Its mere presence is a warning to the gateway.
-    if stats.counters.backpressure == 1 {
-        body.push_str(&format!(
-            "router_jetstream_pending_messages{{subject=\"{subject}\"}} {}\n",
-            stats.queued
-        ));
+    if pressure == 1 {
+        body.push_str(&format!("router_jetstream_pending_messages{{subject=\"{subject}\"}} {queued}\n"));
     }
     format!(
         "HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",

@@ -32,6 +32,7 @@ struct Figures {
     api: ApiStats,
     health: Health,
     tasks: TasksStats,
+    tasks_here: bool,
     draining: bool,
     missing_segments: usize,
     damaged: usize,
@@ -263,6 +264,9 @@ static METRICS: &[Metric] = &[
     gauge("beamlog_tasks_backpressure", "0 is none, 1 a warning, 2 active", |f| {
         float(f.tasks.counters.backpressure)
     }),
+    gauge("beamlog_tasks_serving", "1 where tasks run: in a cluster, at the node that leads", |f| {
+        truth(f.tasks_here)
+    }),
     gauge("beamlog_tasks_failed", "1 while the log takes no events and nothing is decided", |f| {
         truth(f.tasks.failed.is_some())
     }),
@@ -403,6 +407,7 @@ pub(super) async fn metrics(State(monitor): State<Arc<Monitor>>) -> impl IntoRes
         api: monitor.api.stats(),
         health: monitor.router.health(),
         tasks: monitor.tasks.as_ref().map(|tasks| tasks.stats()).unwrap_or_default(),
+        tasks_here: monitor.tasks.as_ref().is_some_and(|tasks| tasks.is_here()),
         draining: monitor.is_draining(),
         missing_segments: recovery.missing.len(),
         damaged: recovery.damaged.len(),

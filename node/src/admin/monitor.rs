@@ -8,11 +8,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use beamlog_nats::jetstream::Api;
 use beamlog_nats::{Server, rfc3339};
 use beamlog_router::Router;
-use beamlog_tasks::service::Service;
 
 use crate::cluster::NodeCluster;
 use crate::config::NodeOptions;
 use crate::links::NodeLinks;
+use crate::tasks::Serving;
 
 #[derive(Debug)]
 pub(crate) struct Monitor {
@@ -23,7 +23,7 @@ pub(crate) struct Monitor {
     pub(super) cluster: Option<NodeCluster>,
     pub(super) options: NodeOptions,
     pub(super) started: SystemTime,
-    pub(super) tasks: Option<Arc<Service>>,
+    pub(super) tasks: Option<Arc<Serving>>,
     draining: AtomicBool,
     requests: Mutex<BTreeMap<&'static str, u64>>,
 }
@@ -38,7 +38,7 @@ impl Monitor {
         cluster: Option<NodeCluster>,
         options: NodeOptions,
         started: SystemTime,
-        tasks: Option<Arc<Service>>,
+        tasks: Option<Arc<Serving>>,
     ) -> Self {
         let draining = AtomicBool::new(false);
         let requests = Mutex::default();

@@ -202,6 +202,9 @@ keys! {
     /// Take requests only as the documents say, not as today's programs send them.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
     flag tasks_strict: bool, "boolean" = "false", ANY;
+    /// Tasks without a result at a time; beyond, those that expire first are shed, each with a dead letter.
+    #[arg(long, value_name = "COUNT")]
+    flag tasks_open_max: u32, "number" = "100000", Bounds::Count { min: 1, max: 10_000_000 };
     /// Address where gateways ask whether tasks are overloaded.
     #[arg(long, value_name = "IP:PORT")]
     flag tasks_backpressure: SocketAddr, "address", ANY;

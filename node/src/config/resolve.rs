@@ -40,6 +40,8 @@ pub struct TasksOptions {
     /// Folder of policies.
     pub policies: Option<PathBuf>,
     pub strict: bool,
+    /// Tasks without a result at a time.
+    pub open_max: u32,
     /// Where gateways ask for back-pressure.
     pub backpressure: Option<SocketAddr>,
 }
@@ -179,7 +181,7 @@ fn links(layers: &Layers, errors: &mut Vec<ConfigError>) -> Vec<LinkTable> {
     links
 }
 
-/// Tasks, if they are served; all of their keys need `tasks`, and a node that stands alone.
+/// Tasks, if they are served; all of their keys need `tasks`.
 fn tasks(config: &NodeConfig, errors: &mut Vec<ConfigError>) -> Option<TasksOptions> {
     let mut invalid = |key, problem| errors.push(ConfigError::Invalid { key, problem });
     if !config.tasks.unwrap_or(false) {
@@ -194,12 +196,10 @@ fn tasks(config: &NodeConfig, errors: &mut Vec<ConfigError>) -> Option<TasksOpti
         }
         return None;
     }
-    if config.cluster_listen.is_some() {
-        invalid("tasks", "needs a node that stands alone: take cluster_listen away");
-    }
     Some(TasksOptions {
         policies: config.tasks_policies.clone(),
         strict: config.tasks_strict.unwrap_or(false),
+        open_max: config.tasks_open_max.expect("has a default"),
         backpressure: config.tasks_backpressure,
     })
 }

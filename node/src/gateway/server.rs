@@ -12,7 +12,6 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use beamlog_router::Router;
-use beamlog_tasks::service::Service;
 use bytes::Bytes;
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -26,6 +25,7 @@ use super::problem::{Context, Problem, json_response};
 use super::registry::{self, Blocks};
 use super::{decide, passed_on};
 use crate::core_messages::{Unanswered, ask};
+use crate::tasks::Serving;
 
 /// Text of one header that is kept.
 const HEADER_MAX: usize = 256;
@@ -45,7 +45,7 @@ pub struct GatewayOptions {
 /// What all requests have in common.
 pub(super) struct Shell {
     pub(super) router: Router,
-    service: Arc<Service>,
+    serving: Arc<Serving>,
     authorization: bool,
     limits: Limits,
     pub(super) figures: Figures,
@@ -65,7 +65,7 @@ impl Shell {
     }
 
     pub(super) fn is_overloaded(&self) -> bool {
-        self.service.stats().counters.backpressure >= 2
+        self.serving.pressure().0 >= 2
     }
 }
 
@@ -86,14 +86,14 @@ impl Gateway {
     pub(crate) fn start(
         listener: TcpListener,
         router: Router,
-        service: Arc<Service>,
+        serving: Arc<Serving>,
         options: GatewayOptions,
         body_bytes_max: usize,
     ) -> Self {
         let address = listener.local_addr().unwrap_or(options.listen);
         let shell = Arc::new(Shell {
             router,
-            service,
+            serving,
             authorization: options.authorization,
             limits: Limits::new(options.limits),
             figures: Figures::new(),

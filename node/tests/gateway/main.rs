@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod http;
+mod overload;
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
@@ -15,6 +16,7 @@ use http::{Answer, PATIENCE, Request};
 struct Node {
     child: Child,
     address: String,
+    listen: String,
     _folder: TempDir,
 }
 
@@ -51,7 +53,7 @@ impl Node {
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let announced: Value = serde_json::from_str(&line).expect("it starts");
         let text = |key: &str| announced[key].as_str().unwrap().to_owned();
-        Self { address: text("gateway"), child, _folder: folder }
+        Self { address: text("gateway"), listen: text("listen"), child, _folder: folder }
     }
 
     fn ask(&self, request: Request<'_>) -> Answer {

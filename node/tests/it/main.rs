@@ -11,6 +11,7 @@ mod hub;
 mod link_configuration;
 mod link_procedures;
 mod links;
+mod recording_rules;
 mod references;
 mod repository;
 mod running;

@@ -28,7 +28,7 @@ pub(crate) fn request(address: &str, subject: &str, body: &Value) -> io::Result<
 
 /// As [`request`], again until there is an answer that is no refusal: a node may be starting meanwhile.
 pub(crate) fn insist(address: &dyn Fn() -> String, subject: &str, body: &Value) -> Value {
-    for _ in 0..2_000 {
+    for _ in 0..6_000 {
         match request(&address(), subject, body) {
             Ok(answer) if answer["ok"] != false => return answer,
             Ok(_) | Err(_) => std::thread::sleep(Duration::from_millis(20)),

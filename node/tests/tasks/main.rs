@@ -1,10 +1,11 @@
 //! Unmodified gateways and workers against the real binary with `--tasks`: nothing is lost, nothing is done
 //! twice, and every job has exactly one result and one usage record, over SIGKILL of the node and of workers.
 //!
-//! 500 jobs with kills; `BEAMLOG_TEST_TASKS_JOBS=5000` for a longer run.
+//! 500 jobs and 10 workers with kills; `BEAMLOG_TEST_TASKS_JOBS=5000` and `BEAMLOG_TEST_TASKS_WORKERS=1` for another run.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod cluster;
 mod gateway;
 mod wire;
 mod worker;
@@ -27,7 +28,7 @@ use worker::{Book, Habits, Worker};
 
 const DECIDE: &str = "beamline.router.v1.decide";
 const RESULT: &str = "caf.exec.result.v1";
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 struct Node {
     child: Child,
@@ -195,7 +196,9 @@ impl Random {
 
 #[test]
 fn every_job_has_one_result_and_one_usage_over_sigkill_of_node_and_workers() {
-    let jobs: u32 = std::env::var("BEAMLOG_TEST_TASKS_JOBS").map_or(500, |jobs| jobs.parse().unwrap());
+    let number = |name: &str, usual: u32| std::env::var(name).map_or(usual, |text| text.parse().unwrap());
+    let jobs = number("BEAMLOG_TEST_TASKS_JOBS", 500);
+    let workers = u64::from(number("BEAMLOG_TEST_TASKS_WORKERS", 10));
     let folder = TempDir::new().unwrap();
     let data = folder.path().join("data");
     let mut node = Node::start(&data, &[]);
@@ -206,8 +209,8 @@ fn every_job_has_one_result_and_one_usage_over_sigkill_of_node_and_workers() {
     let seed = u64::from(std::process::id()) << 20 | 1;
     println!("seed {seed}");
     let mut random = Random(seed);
-    let mut running: Vec<Worker> = (0..10).map(begin).collect();
-    let mut next_worker = 10;
+    let mut running: Vec<Worker> = (0..workers).map(begin).collect();
+    let mut next_worker = workers;
     let submitting = Arc::clone(&address);
     let submitter = thread::spawn(move || {
         for n in 0..jobs {
@@ -223,7 +226,7 @@ fn every_job_has_one_result_and_one_usage_over_sigkill_of_node_and_workers() {
             address.lock().unwrap().clone_from(&node.listen);
             node_kills += 1;
         } else {
-            let victim = usize::try_from(random.below(10)).unwrap();
+            let victim = usize::try_from(random.below(workers)).unwrap();
             running.remove(victim).kill();
             running.push(begin(next_worker));
             next_worker += 1;
@@ -235,7 +238,7 @@ fn every_job_has_one_result_and_one_usage_over_sigkill_of_node_and_workers() {
         let totals = totals(&node.listen);
         totals["open_tasks"] == 0
     });
-    println!("{jobs} jobs, {node_kills} kills of the node, {worker_kills} of workers");
+    println!("{jobs} jobs, {workers} workers, {node_kills} kills of the node, {worker_kills} of workers");
     node.stop();
     let mut node = Node::start(&data, &[]);
     let found = totals(&node.listen);

@@ -11,6 +11,14 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct IdKey(pub u64, pub u64);
 
+impl IdKey {
+    /// Names the log that has this key, and does not give the key away.
+    #[must_use]
+    pub fn tag(self) -> String {
+        format!("{:016x}", siphash(self, b"the log of tasks"))
+    }
+}
+
 /// Which delivery of which task.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct AssignmentId {

@@ -52,6 +52,9 @@ pub(crate) struct DevArguments {
     /// NATS port of the first node.
     #[arg(long, value_name = "PORT", default_value_t = 14222, value_parser = clap::value_parser!(u16).range(1024..=63000))]
     base_port: u16,
+    /// Serve BeamLine's tasks.
+    #[arg(long)]
+    tasks: bool,
 }
 
 /// Where a node is.
@@ -63,6 +66,7 @@ struct Place {
     peers: SocketAddr,
     data: PathBuf,
     certificates: PathBuf,
+    tasks: bool,
 }
 
 impl Place {
@@ -77,6 +81,7 @@ impl Place {
             peers: at(2000),
             data: arguments.data_dir.join(&name),
             certificates: arguments.data_dir.join("certificates").join(&name),
+            tasks: arguments.tasks,
             name,
         }
     }
@@ -92,6 +97,9 @@ impl Place {
         command.arg("--cluster-certificates").arg(&self.certificates);
         if self.name != first.name {
             command.arg("--cluster-join").arg(first.peers.to_string());
+        }
+        if self.tasks {
+            command.arg("--tasks");
         }
         // A configuration of the shell is for one node, not for three.
         for (key, _) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("BEAMLOG_")) {

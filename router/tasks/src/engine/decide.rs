@@ -511,7 +511,7 @@ impl Engine {
 
     /// How loaded the router is now.
     pub(super) fn pressure(&mut self, now: u64) -> Pressure {
-        let queued = self.ready.values().map(std::collections::BTreeSet::len).sum();
+        let queued = self.ready_count();
         let in_flight = self.conversations.len();
         let latency = self.signals.p95_micros(now);
         let pressure = Pressure::of(&self.settings.overload, queued, latency, in_flight);
@@ -524,9 +524,15 @@ impl Engine {
         pressure
     }
 
+    /// Looks at the load again. Not only when a request asks: gateways that were told of an overload send none until
+    /// they are told that it is over.
+    pub fn look_at_pressure(&mut self, now: u64) {
+        self.pressure(now);
+    }
+
     pub(super) fn tell_backpressure(&mut self, now: u64, message: &Message<'_>) {
         let pressure = self.pressure(now);
-        let queued: usize = self.ready.values().map(std::collections::BTreeSet::len).sum();
+        let queued = self.ready_count();
         let retry = if pressure == Pressure::Active { self.settings.overload.retry_after_seconds } else { 0 };
         let body = json!({
             "status": pressure.as_str(),

@@ -121,7 +121,7 @@ impl Engine {
         self.give_back(now, number, now + REFUSED_MILLIS, false, "not taken");
     }
 
-    fn holder(&self, number: u64) -> Option<u64> {
+    pub(super) fn holder(&self, number: u64) -> Option<u64> {
         match &self.state.tasks.get(&number)?.phase {
             Phase::Assigned { worker, .. } => Some(worker.connection),
             Phase::Queued { .. } | Phase::Ended { .. } => None,

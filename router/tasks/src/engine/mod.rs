@@ -325,6 +325,23 @@ impl Engine {
     }
 
     #[must_use]
+    pub fn watches(&self, subject: &str) -> bool {
+        self.watched.contains(subject)
+    }
+
+    /// The subscription that a task was given on, while it is open there.
+    #[must_use]
+    pub fn given_on(&self, task: u64) -> Option<u64> {
+        self.pool.given_on(task, self.holder(task)?)
+    }
+
+    /// Tasks that only wait for a worker.
+    #[must_use]
+    pub fn ready_count(&self) -> usize {
+        self.ready.values().map(BTreeSet::len).sum()
+    }
+
+    #[must_use]
     pub fn counters(&self) -> &Counters {
         &self.counters
     }

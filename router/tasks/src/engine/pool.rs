@@ -294,6 +294,12 @@ impl Pool {
         self.workers.get(&connection)?.id.clone()
     }
 
+    /// The subscription on which its holder was given a task.
+    #[must_use]
+    pub fn given_on(&self, task: u64, holder: u64) -> Option<u64> {
+        self.workers.get(&holder)?.jobs.get(&task).copied()
+    }
+
     /// Whether only a stream can take assignments of this subject now.
     #[must_use]
     pub fn is_for_stream(&self, subject: &str) -> bool {

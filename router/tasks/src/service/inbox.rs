@@ -14,6 +14,10 @@ use bytes::{Bytes, BytesMut};
 pub(super) const REQUESTS: u64 = 0;
 pub(super) const WORKERS: u64 = 1;
 pub(super) const ANSWERS: u64 = 2;
+/// What nodes of a cluster say to each other.
+pub(super) const NODES: u64 = 3;
+/// What workers of this very node say, and its peers' do not.
+pub(super) const HERE: u64 = 4;
 
 /// Messages taken into one batch.
 const BATCH_MAX: usize = 1_024;
@@ -35,40 +39,62 @@ pub(super) struct Incoming {
     pub(super) at: Instant,
 }
 
-/// A question of the node to the thread: runs there, between two batches.
-pub(super) type Job = Box<dyn FnOnce(&mut super::Worker) + Send>;
+/// A question of the node to the thread that has the inbox: runs there, between two batches.
+pub(super) type Job<T> = Box<dyn FnOnce(&mut T) + Send>;
 
-#[derive(Default)]
-struct Waiting {
+struct Waiting<T> {
     messages: VecDeque<Incoming>,
     bytes: usize,
     changed: BTreeSet<Vec<u8>>,
-    jobs: VecDeque<Job>,
-    closing: bool,
+    jobs: VecDeque<Job<T>>,
+    ending: Option<Ending>,
     refused: u64,
 }
 
-pub(super) struct Inbox {
+/// How a thread ends.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Ending {
+    /// What was taken in is finished first.
+    Finish,
+    /// At once: another node goes on with it.
+    Abandon,
+}
+
+/// `T` is what the thread owns.
+pub(super) struct Inbox<T> {
     limits: InboxLimits,
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<Waiting<T>>,
     filled: Condvar,
 }
 
-/// What one turn takes out.
-#[derive(Default)]
-pub(super) struct Taken {
-    pub(super) messages: Vec<Incoming>,
-    pub(super) changed: BTreeSet<Vec<u8>>,
-    pub(super) jobs: VecDeque<Job>,
-    pub(super) closing: bool,
+impl<T> std::fmt::Debug for Inbox<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inbox").finish_non_exhaustive()
+    }
 }
 
-impl Inbox {
+/// What one turn takes out.
+pub(super) struct Taken<T> {
+    pub(super) messages: Vec<Incoming>,
+    pub(super) changed: BTreeSet<Vec<u8>>,
+    pub(super) jobs: VecDeque<Job<T>>,
+    pub(super) ending: Option<Ending>,
+}
+
+impl<T> Inbox<T> {
     pub(super) fn new(limits: InboxLimits) -> Self {
-        Self { limits, waiting: Mutex::default(), filled: Condvar::new() }
+        let waiting = Waiting {
+            messages: VecDeque::new(),
+            bytes: 0,
+            changed: BTreeSet::new(),
+            jobs: VecDeque::new(),
+            ending: None,
+            refused: 0,
+        };
+        Self { limits, waiting: Mutex::new(waiting), filled: Condvar::new() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
+    fn lock(&self) -> MutexGuard<'_, Waiting<T>> {
         // Every change in here is whole before anything can panic.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -80,9 +106,9 @@ impl Inbox {
     }
 
     /// Has a job done by the thread. `false` when it takes no more.
-    pub(super) fn run(&self, job: Job) -> bool {
+    pub(super) fn run(&self, job: Job<T>) -> bool {
         let mut waiting = self.lock();
-        if waiting.closing {
+        if waiting.ending.is_some() {
             return false;
         }
         waiting.jobs.push_back(job);
@@ -91,8 +117,19 @@ impl Inbox {
     }
 
     pub(super) fn close(&self) {
-        self.lock().closing = true;
+        self.lock().ending.get_or_insert(Ending::Finish);
         self.filled.notify_one();
+    }
+
+    /// Ends the thread without what waits.
+    pub(super) fn abandon(&self) {
+        self.lock().ending = Some(Ending::Abandon);
+        self.filled.notify_one();
+    }
+
+    /// Whether nobody will look at what the thread still does.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.lock().ending == Some(Ending::Abandon)
     }
 
     pub(super) fn refused(&self) -> u64 {
@@ -100,12 +137,12 @@ impl Inbox {
     }
 
     /// What waits; waits for it up to `timeout`.
-    pub(super) fn take(&self, timeout: Option<Duration>) -> Taken {
-        let is_empty = |waiting: &mut Waiting| {
+    pub(super) fn take(&self, timeout: Option<Duration>) -> Taken<T> {
+        let is_empty = |waiting: &mut Waiting<T>| {
             waiting.messages.is_empty()
                 && waiting.changed.is_empty()
                 && waiting.jobs.is_empty()
-                && !waiting.closing
+                && waiting.ending.is_none()
         };
         let waiting = self.lock();
         let mut waiting = match timeout {
@@ -124,8 +161,7 @@ impl Inbox {
             messages,
             changed: std::mem::take(&mut waiting.changed),
             jobs: std::mem::take(&mut waiting.jobs),
-            // What was taken in is finished first.
-            closing: waiting.closing && waiting.messages.is_empty(),
+            ending: waiting.ending.filter(|ending| *ending == Ending::Abandon || waiting.messages.is_empty()),
         }
     }
 }
@@ -136,7 +172,7 @@ impl Incoming {
     }
 }
 
-impl Subscriber for Inbox {
+impl<T> Subscriber for Inbox<T> {
     fn offer(&self, subscription: u64, message: &Envelope<'_>) -> Offered {
         let weight =
             256 + message.subject.len() + message.reply.len() + message.headers.len() + message.payload.len();
@@ -145,7 +181,7 @@ impl Subscriber for Inbox {
             REQUESTS => (self.limits.requests_max, self.limits.bytes_max),
             _ => (self.limits.requests_max * 10, self.limits.bytes_max * 4),
         };
-        if waiting.closing || waiting.messages.len() >= most || waiting.bytes + weight > bytes {
+        if waiting.ending.is_some() || waiting.messages.len() >= most || waiting.bytes + weight > bytes {
             waiting.refused += 1;
             return Offered::Refused;
         }

@@ -5,6 +5,7 @@
 
 mod inbox;
 mod journal;
+pub mod nodes;
 mod stats;
 
 use std::collections::VecDeque;
@@ -26,16 +27,23 @@ use crate::engine::pool::Member;
 use crate::engine::settings::{Settings, subjects};
 use crate::engine::{Effect, Engine, Input, Message};
 use crate::state::Bounds;
-use inbox::{ANSWERS, Inbox, InboxLimits, Incoming, REQUESTS, WORKERS};
+use inbox::{ANSWERS, Ending, Inbox, InboxLimits, Incoming, NODES, REQUESTS, WORKERS};
 use journal::Journal;
 pub use journal::JournalError;
+use nodes::Leading;
+pub use nodes::{Outpost, Seen};
 pub use stats::TasksStats;
 
 /// The stream that keeps usage where no other stream does.
 const USAGE_STREAM: &str = "BEAMLINE_USAGE";
+/// Where workers that ack say so.
+const ASSIGN_ACK: &str = "caf.exec.assign.v1.ack";
 /// Usage on its way into its stream at a time.
 const USAGE_MAX: usize = 1_000;
 const STATS_EVERY: Duration = Duration::from_millis(200);
+/// To those who asked while the log took nothing.
+const NOT_STORED: &[u8] =
+    br#"{"ok":false,"error":{"code":"internal","message":"the decision could not be stored"},"context":{}}"#;
 
 /// Bounds and settings of tasks.
 #[derive(Clone, Debug)]
@@ -53,6 +61,8 @@ pub struct ServiceOptions {
     pub policies: Vec<(String, String, Value)>,
     /// Seeds the draws.
     pub seed: u64,
+    /// In a cluster, the term in which this node leads it: workers of the other nodes are given jobs too.
+    pub leads: Option<u64>,
 }
 
 impl Default for ServiceOptions {
@@ -65,6 +75,7 @@ impl Default for ServiceOptions {
             snapshot_bytes: 64 << 20,
             policies: Vec::new(),
             seed: 0,
+            leads: None,
         }
     }
 }
@@ -83,17 +94,11 @@ pub enum StartError {
 /// Running tasks. Dropping it stops them without waiting; [`Service::wait`] waits.
 #[derive(Debug)]
 pub struct Service {
-    inbox: Arc<Inbox>,
+    inbox: Arc<Inbox<Worker>>,
     interest: Arc<Interest>,
     keys: Mutex<Vec<SubscriptionKey>>,
     thread: Mutex<Option<JoinHandle<()>>>,
     stats: Arc<Mutex<TasksStats>>,
-}
-
-impl std::fmt::Debug for Inbox {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Inbox").finish_non_exhaustive()
-    }
 }
 
 impl Service {
@@ -129,7 +134,7 @@ impl Service {
     pub fn put_policy(&self, tenant: &str, id: &str, document: Value) -> Result<bool, String> {
         let (sender, receiver) = std::sync::mpsc::channel();
         let (tenant, id) = (tenant.to_owned(), id.to_owned());
-        let job: inbox::Job = Box::new(move |worker| {
+        let job: inbox::Job<Worker> = Box::new(move |worker| {
             let now = worker.now();
             let answer = worker.engine.load_policy(now, &tenant, &id, &document);
             worker.commit();
@@ -144,10 +149,21 @@ impl Service {
 
     /// Takes no more requests; what was taken is finished, and the state written.
     pub fn close(&self) {
+        self.unsubscribe();
+        self.inbox.close();
+    }
+
+    /// Takes no more requests and forgets what waits: another node leads now, and goes on from the log. Whoever
+    /// waits for an answer asks again, and gets the same if it was decided.
+    pub fn stand_down(&self) {
+        self.unsubscribe();
+        self.inbox.abandon();
+    }
+
+    fn unsubscribe(&self) {
         for key in self.keys.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             self.interest.unsubscribe(&key);
         }
-        self.inbox.close();
     }
 
     /// Waits until what was taken is finished. Somebody must have closed it.
@@ -171,7 +187,7 @@ fn spawn(mut worker: Worker) -> std::io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name("beamlog-tasks".into()).spawn(move || worker.run())
 }
 
-fn subscribe(interest: &Arc<Interest>, inbox: &Arc<Inbox>, answers: &str) -> Vec<SubscriptionKey> {
+fn subscribe(interest: &Arc<Interest>, inbox: &Arc<Inbox<Worker>>, answers: &str) -> Vec<SubscriptionKey> {
     let requests = [subjects::DECIDE, subjects::GET_DECISION, subjects::BACKPRESSURE];
     let families = [subjects::ADMIN, subjects::CONTROL, subjects::IDE].map(|family| format!("{family}>"));
     let workers = [subjects::RESULT]
@@ -179,13 +195,13 @@ fn subscribe(interest: &Arc<Interest>, inbox: &Arc<Inbox>, answers: &str) -> Vec
         .chain(subjects::HEARTBEATS)
         .chain(subjects::WORKER_DEAD_LETTERS)
         .map(str::to_owned)
-        .chain([format!("{}.ack", subjects::ASSIGN)]);
+        .chain([ASSIGN_ACK.to_owned()]);
     let wanted = requests
         .map(|subject| (subject.to_owned(), REQUESTS))
         .into_iter()
         .chain(families.map(|family| (family, REQUESTS)))
         .chain(workers.map(|subject| (subject, WORKERS)))
-        .chain([(format!("{answers}*"), ANSWERS)]);
+        .chain([(format!("{answers}*"), ANSWERS), (nodes::words::LEADER.to_owned(), NODES)]);
     wanted
         .map(|(filter, id)| {
             interest
@@ -199,7 +215,7 @@ fn subscribe(interest: &Arc<Interest>, inbox: &Arc<Inbox>, answers: &str) -> Vec
 pub(crate) struct Worker {
     router: Router,
     interest: Arc<Interest>,
-    inbox: Arc<Inbox>,
+    inbox: Arc<Inbox<Self>>,
     engine: Engine,
     journal: Journal,
     options: ServiceOptions,
@@ -215,6 +231,12 @@ pub(crate) struct Worker {
     counted: Instant,
     /// The log took no events: nothing is let out until it does.
     failed: Option<String>,
+    /// The engine has decided what the log has not: it must begin anew before it is asked anything.
+    stale: bool,
+    /// Of a cluster.
+    leading: Option<Leading>,
+    /// The same on all nodes that fold this log: part of the message ids of usage.
+    tag: String,
 }
 
 /// Milliseconds since 1970 that never step back.
@@ -240,7 +262,7 @@ impl Worker {
     fn open(
         router: &Router,
         options: ServiceOptions,
-        inbox: Arc<Inbox>,
+        inbox: Arc<Inbox<Self>>,
         stats: Arc<Mutex<TasksStats>>,
     ) -> Result<Self, StartError> {
         let began = instant();
@@ -289,6 +311,8 @@ impl Worker {
             millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
             "tasks are restored"
         );
+        let tag = engine.state().id_key().tag();
+        let leading = options.leads.map(|term| Leading::new(term, router.node_id().to_string()));
         Ok(Self {
             answers: format!("_INBOX.beamlog-tasks.{}.", router.node_id()),
             router: router.clone(),
@@ -305,6 +329,9 @@ impl Worker {
             stats,
             counted: began,
             failed: None,
+            stale: false,
+            leading,
+            tag,
         })
     }
 
@@ -318,7 +345,25 @@ impl Worker {
         loop {
             let timeout = self.timeout();
             let taken = self.inbox.take(timeout);
+            if taken.ending == Some(Ending::Abandon) {
+                self.unobserve();
+                return;
+            }
             let now = self.now();
+            if self.stale {
+                self.begin_anew();
+            }
+            if self.stale {
+                for message in taken.messages.iter().filter(|message| message.subscription == REQUESTS) {
+                    self.route(&message.reply, b"", b"", NOT_STORED);
+                }
+                self.routes.flush();
+                if taken.ending.is_some() {
+                    self.unobserve();
+                    return;
+                }
+                continue;
+            }
             for subject in taken.changed {
                 self.tell_members(now, &String::from_utf8_lossy(&subject).into());
             }
@@ -328,6 +373,7 @@ impl Worker {
             for job in taken.jobs {
                 job(self);
             }
+            self.lead(now);
             self.engine.handle(now, Input::Tick);
             self.commit();
             let now = self.now();
@@ -335,10 +381,10 @@ impl Worker {
                 let micros = u64::try_from(message.at.elapsed().as_micros()).unwrap_or(u64::MAX);
                 self.engine.answered_after(now, micros);
             }
-            if self.counted.elapsed() >= STATS_EVERY || taken.closing {
+            if self.counted.elapsed() >= STATS_EVERY || taken.ending.is_some() {
                 self.count();
             }
-            if taken.closing {
+            if taken.ending.is_some() {
                 self.finish();
                 return;
             }
@@ -360,6 +406,10 @@ impl Worker {
     }
 
     fn incoming(&mut self, now: u64, message: &Incoming) {
+        if message.subscription == NODES {
+            self.heard(now, message);
+            return;
+        }
         if message.subscription == ANSWERS {
             let token = message.subject.strip_prefix(self.answers.as_bytes());
             if let Some(token) = token.and_then(|token| std::str::from_utf8(token).ok()?.parse().ok()) {
@@ -390,6 +440,9 @@ impl Worker {
             }
             members.push(Member { entry: member.entry, connection, in_group: member.queue.is_some() });
             self.members.insert(member.entry, member);
+        }
+        if let Some(leading) = &self.leading {
+            members.extend(leading.members(subject));
         }
         self.engine.handle(now, Input::Members { subject: Arc::clone(subject), members, captured });
     }
@@ -435,27 +488,35 @@ impl Worker {
         let text = chain(problem);
         warn!(err = %text, "tasks are not stored: nothing is decided until they are");
         self.failed = Some(text);
-        let body = br#"{"ok":false,"error":{"code":"internal","message":"the decision could not be stored"},"context":{}}"#;
         for effect in effects {
             // Only to those who asked: everything else did not happen.
             if let Effect::Publish { subject, .. } = effect
                 && subject.starts_with(b"_INBOX.")
             {
-                self.route(subject, b"", b"", body);
+                self.route(subject, b"", b"", NOT_STORED);
             }
         }
         self.routes.flush();
         self.storing.clear();
+        self.stale = true;
+        self.begin_anew();
+    }
+
+    /// An engine over what is durable.
+    fn begin_anew(&mut self) {
         match self.journal.read(self.options.bounds) {
             Ok(state) => {
                 let now = self.now();
                 let seed = self.options.seed ^ now;
                 self.engine = Engine::new(state, self.options.settings.clone(), seed, now);
                 self.stored_up_to = self.engine.state().usage_stored;
+                self.stale = false;
                 // What a new engine wants to know first needs no log.
                 let (_, effects) = self.engine.take();
                 self.carry_out(effects);
             }
+            // A node that has lost its leadership is told soon.
+            Err(_) if self.inbox.is_abandoned() => {}
             Err(problem) => error!(err = %chain(&problem), "the log of tasks cannot be read"),
         }
     }
@@ -481,6 +542,9 @@ impl Worker {
                     self.interest
                         .observe(subject.as_bytes(), Arc::new(move |subject| inbox.changed(subject)));
                     self.tell_members(now, &subject);
+                    if let Some(leading) = &mut self.leading {
+                        leading.tell_soon();
+                    }
                 }
             }
         }
@@ -511,6 +575,12 @@ impl Worker {
     }
 
     fn offer(&mut self, now: u64, subject: &str, entry: u64, task: u64, headers: &[u8], payload: &[u8]) {
+        if let Some(taken) = self.offer_far(subject, entry, task, headers, payload) {
+            if !taken {
+                self.engine.handle(now, Input::NotTaken { task });
+            }
+            return;
+        }
         let envelope = Envelope { subject: subject.as_bytes(), reply: b"", headers, payload, origin: 0 };
         let taken = self.members.get(&entry).is_some_and(|member| {
             let offered = member.subscriber.offer(member.id, &envelope);
@@ -535,7 +605,7 @@ impl Worker {
         let from = self.storing.back().map_or(self.stored_up_to, |(number, ..)| *number);
         for (number, body) in self.engine.usage_after(from, room) {
             let headers = Builder::new()
-                .header("Nats-Msg-Id", format!("usage-{number}-{}", self.router.node_id()))
+                .header("Nats-Msg-Id", format!("usage-{number}-{}", self.tag))
                 .header("x-beamlog-usage", number.to_string())
                 .finish();
             let Some(stream) = self.interest.capture_of(subjects::USAGE.as_bytes()) else { return };
@@ -595,6 +665,8 @@ impl Worker {
                 self.tell_members(now, &subject);
             }
         }
+        let now = self.now();
+        self.engine.look_at_pressure(now);
         let stats = TasksStats::of(&self.engine, self.failed.clone());
         *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = stats;
     }
@@ -606,6 +678,10 @@ impl Worker {
         if self.failed.is_none() {
             self.snapshot();
         }
+        self.unobserve();
+    }
+
+    fn unobserve(&self) {
         let subjects: Vec<Arc<str>> = self.engine.watched().cloned().collect();
         for subject in subjects {
             self.interest.unobserve(subject.as_bytes());
