@@ -13,6 +13,7 @@ mod links;
 pub mod logging;
 mod node;
 mod tasks;
+mod witness;
 
 pub use cluster::{ClusterError, ClusterOptions};
 pub use config::NodeOptions;
@@ -20,3 +21,4 @@ pub use edges::{HubError, HubOptions};
 pub use links::ChangeError as LinkChangeError;
 pub use node::{Node, StartError};
 pub use tasks::TasksError;
+pub use witness::{WitnessNode, WitnessStartError};

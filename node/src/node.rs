@@ -14,7 +14,7 @@ use beamlog_log::{CloseError, LogOptions, StdDisk};
 use beamlog_nats::jetstream::{Api, NatsWire};
 use beamlog_nats::{Auth, JetStream, Server, ServerOptions, TlsFilesError, TlsOptions};
 use beamlog_net::edge::Hub;
-use beamlog_net::peer::PeerId;
+use beamlog_net::peer::{PeerId, Role};
 use beamlog_router::replica::{Replica, Replicator};
 use beamlog_router::{Health, OpenError, Router, RouterOptions};
 use thiserror::Error;
@@ -162,7 +162,12 @@ impl Node {
                 files.client_authorities.as_deref(),
             )?),
         };
-        let prepared = options.cluster.as_ref().map(cluster::prepare).transpose().map_err(of_cluster)?;
+        let prepared = options
+            .cluster
+            .as_ref()
+            .map(|options| cluster::prepare(options, Role::Node))
+            .transpose()
+            .map_err(of_cluster)?;
         let (router, replica) =
             open_store(&options, prepared.as_ref().map(|prepared| prepared.seat.replicator())).await?;
         let server_name = options.server_name.clone().unwrap_or_else(|| default_name(&router));

@@ -30,14 +30,16 @@ enum CopyError {
     Shard(String),
 }
 
+type Governing = StoredMembership<
+    openraft::type_config::alias::CommittedLeaderIdOf<crate::raft::Types>,
+    u64,
+    crate::raft::Member,
+>;
+
 /// What a leader gives.
 struct Offered {
     list: LogFiles,
-    membership: StoredMembership<
-        openraft::type_config::alias::CommittedLeaderIdOf<crate::raft::Types>,
-        u64,
-        crate::raft::Member,
-    >,
+    membership: Governing,
 }
 
 impl Copies {
@@ -59,6 +61,10 @@ impl Copies {
     async fn copy(&self, from: PeerId, vote: WireVote) -> Result<(WireVote, EntryId), CopyError> {
         let Offered { list, membership } = self.list(from).await?;
         let last = list.last;
+        if !self.shard.keeps_messages() {
+            // A witness needs to know only that all of it is decided.
+            return self.take(vote, membership, last, None).await;
+        }
         let total = list.total_bytes();
         tracing::info!(peer = %from, last = %last.index, bytes = total, "a copy begins");
         let mut installation =
@@ -100,9 +106,19 @@ impl Copies {
                 break;
             }
         }
+        self.take(vote, membership, last, Some(Box::new(installation))).await
+    }
+
+    /// Puts a copy in the place of the state.
+    async fn take(
+        &self,
+        vote: WireVote,
+        membership: Governing,
+        last: EntryId,
+        installation: Option<Box<Installation>>,
+    ) -> Result<(WireVote, EntryId), CopyError> {
         let meta = SnapshotMeta { last_log_id: log_id(last), last_membership: membership };
-        let snapshot =
-            Snapshot { meta, snapshot: Staged { last, installation: Some(Box::new(installation)) } };
+        let snapshot = Snapshot { meta, snapshot: Staged { last, membership: None, installation } };
         let answer = self
             .raft
             .install_full_snapshot(raft_vote(vote), snapshot)

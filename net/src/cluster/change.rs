@@ -160,6 +160,12 @@ impl Inner {
         self.raft.metrics().borrow_watched().membership_config.membership().get_node(&id.0).is_some()
     }
 
+    fn is_witness(&self, id: PeerId) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.membership().get_node(&id.0).is_some_and(|member| member.witness)
+    }
+
     /// Makes a node a learner and waits until it is close.
     async fn learn(&self, id: PeerId, member: Member) -> Result<(), ChangeError> {
         if !self.is_member(id) {
@@ -190,6 +196,7 @@ impl Inner {
     async fn transfer(&self, to: Option<PeerId>) -> Result<(), ChangeError> {
         let to = match to {
             Some(to) if to == self.me => return Ok(()),
+            Some(to) if self.is_witness(to) => return Err(ChangeError::NoSuccessor),
             Some(to) if self.voters().contains(&to.0) => to.0,
             Some(to) => return Err(ChangeError::NotMember(to)),
             None => self.successor().ok_or(ChangeError::NoSuccessor)?,

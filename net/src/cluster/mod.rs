@@ -11,8 +11,12 @@ mod status;
 mod succession;
 mod tail;
 mod tasks;
+mod witness;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use beamlog_log::{EntryId, ShardId, Term};
 use beamlog_router::replica::{Replica, ReplicaEntry, Role};
@@ -22,6 +26,7 @@ use tokio::sync::watch;
 pub use change::{Change, ChangeError};
 pub use seat::Seat;
 pub use status::{ClusterState, ClusterStatus, MemberRole, MemberStatus, Standing};
+pub use witness::{Witness, WitnessError};
 
 pub use crate::raft::Member;
 use crate::{
@@ -82,6 +87,23 @@ impl std::fmt::Debug for Start {
     }
 }
 
+/// What a witness brings to its cluster.
+pub struct StartWitness {
+    pub seat: Seat,
+    /// This node, from the id of the witness's store.
+    pub me: PeerId,
+    pub witness: Witness,
+    /// Calls [`Seat::handler`].
+    pub transport: Arc<dyn PeerTransport>,
+    pub options: ClusterOptions,
+}
+
+impl std::fmt::Debug for StartWitness {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StartWitness").field("me", &self.me).finish_non_exhaustive()
+    }
+}
+
 /// Why a node cannot take part.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -120,6 +142,8 @@ struct Inner {
     /// What the driver is.
     role: watch::Receiver<Role>,
     copies: Arc<Copies>,
+    /// What must live as long as this.
+    keeps: OnceLock<Box<dyn std::any::Any + Send + Sync>>,
     /// One change of the membership at a time.
     changing: tokio::sync::Mutex<()>,
 }
@@ -131,16 +155,40 @@ impl std::fmt::Debug for Cluster {
 }
 
 impl Cluster {
+    /// Takes part as a witness: votes, keeps no messages, never leads. It is added with a [`Member`] that says so.
+    ///
+    /// *Cancel safety*: as [`Self::start`].
+    pub async fn start_witness(start: StartWitness) -> Result<Self, StartError> {
+        let StartWitness { seat, me, witness, transport, options } = start;
+        let shard = witness.shard();
+        let cluster = Self::begin(seat, shard, me, transport, None, options).await?;
+        // The store stays locked as long as its cluster lives.
+        cluster.inner.keeps.set(Box::new(witness)).ok();
+        Ok(cluster)
+    }
+
     /// Takes part from now on: votes, stores entries, may be elected.
     ///
     /// A log whose end is in doubt is settled first, which waits for peers (DR5).
     ///
     /// *Cancel safety*: none; a start that was dropped half-way ends with the process.
     pub async fn start(start: Start) -> Result<Self, StartError> {
-        let Start { mut seat, shard: id, me, replica, transport, first, options } = start;
-        let config = Arc::new(config(&options)?);
+        let Start { seat, shard, me, replica, transport, first, options } = start;
+        let shard: Arc<dyn Shard> = Arc::new(ReplicaShard::new(shard, replica));
+        Self::begin(seat, shard, me, transport, first, options).await
+    }
+
+    async fn begin(
+        mut seat: Seat,
+        shard: Arc<dyn Shard>,
+        me: PeerId,
+        transport: Arc<dyn PeerTransport>,
+        first: Option<Member>,
+        options: ClusterOptions,
+    ) -> Result<Self, StartError> {
+        let id = shard.id();
+        let config = Arc::new(config(&options, shard.keeps_messages())?);
         let inbox = seat.take_inbox().ok_or(StartError::Taken)?;
-        let shard: Arc<dyn Shard> = Arc::new(ReplicaShard::new(id, replica));
         seat.before(&shard);
         tail::settle(&shard, me, &transport).await.map_err(StartError::Storage)?;
         if let Some(member) = first {
@@ -171,7 +219,8 @@ impl Cluster {
             .map_err(|error| StartError::Raft(error.to_string()))?;
         let vigil = Arc::new(Vigil::new(Arc::clone(&transport), options.heartbeat * 3 / 2));
         let handler = Arc::new(RaftHandler::new(
-            id,
+            &*shard,
+            me.0,
             raft.clone(),
             Arc::clone(&books),
             storage.clone(),
@@ -202,6 +251,7 @@ impl Cluster {
             state,
             role: seat.role(),
             copies,
+            keeps: OnceLock::new(),
             changing: tokio::sync::Mutex::default(),
         });
         let cluster = Self { inner };
@@ -292,7 +342,7 @@ impl Inner {
     }
 }
 
-fn config(options: &ClusterOptions) -> Result<Config, StartError> {
+fn config(options: &ClusterOptions, campaigns: bool) -> Result<Config, StartError> {
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let config = Config {
         cluster_name: "beamlog".to_owned(),
@@ -310,6 +360,7 @@ fn config(options: &ClusterOptions) -> Result<Config, StartError> {
         notification_channel_size: Some(1024),
         broadcast_submitted_on_append: Some(true),
         removed_leader_step_down: StepDownPolicy::After(millis(options.heartbeat) * 2),
+        enable_elect: campaigns,
         enable_pre_vote: Some(true),
         backoff: "50ms,100ms,200ms...500ms".to_owned(),
         // The commit index is not kept: a leader that restarts is elected anew, and finds out by that.

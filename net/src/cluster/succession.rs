@@ -72,7 +72,7 @@ fn term(inner: &Inner) -> u64 {
 
 /// The voters, if this node is one that may stand for election.
 fn may_begin(inner: &Inner) -> Option<BTreeSet<u64>> {
-    if inner.fence_reason().is_some() {
+    if !inner.shard.keeps_messages() || inner.fence_reason().is_some() {
         return None;
     }
     let metrics = inner.raft.metrics();

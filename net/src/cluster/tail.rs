@@ -128,7 +128,7 @@ pub(super) async fn have(shard: &dyn Shard, index: Index) -> Result<Have, ShardE
     if index > state.last.index {
         return Ok(Have::Never);
     }
-    if index <= state.history_from.index {
+    if index <= state.history_from.index || !shard.keeps_messages() {
         return Ok(Have::Unknown);
     }
     Ok(shard.read(index, index.next(), 0).await?.pop().map_or(Have::Unknown, Have::Entry))

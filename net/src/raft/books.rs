@@ -13,15 +13,22 @@ use std::{
     collections::BTreeMap,
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use beamlog_log::{EntryId, Index, Term};
 use tokio::sync::Notify;
 
 use super::{Membership, Shard, Vote};
+use crate::runtime::{self, Moment};
 
 /// Memberships that may govern entries which are not committed yet, and a few more.
 const MEMBERSHIPS_KEPT: usize = 4;
+/// Copies of its messages that an entry has before a witness takes it, if so many data nodes are in step.
+const DATA_COPIES: usize = 2;
+/// A node that came so near the end of the log this recently is in step. Heartbeats come five times as often.
+const IN_STEP: Duration = Duration::from_millis(500);
+const IN_STEP_ENTRIES: u64 = 64;
 
 /// What openraft says is committed and these books do not.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -83,6 +90,10 @@ struct Page {
     committed: Index,
     /// Under any leadership: the last committed entry that each peer is known to have had on its disk.
     held: BTreeMap<u64, Index>,
+    /// When each peer was near the end of our log; `None` if its process has ended since.
+    in_step: BTreeMap<u64, Option<Moment>>,
+    /// When this leadership began.
+    since: Moment,
     /// Why peers are refused.
     refused: BTreeMap<u64, String>,
     /// By the index of their entries.
@@ -177,6 +188,8 @@ impl Books {
             page.leads = Some(leader.term);
             // What peers reported to an earlier leadership may have been cut since.
             page.peers.clear();
+            page.in_step.clear();
+            page.since = runtime::now();
             self.shard.become_leader(Term(leader.term));
         }
     }
@@ -231,8 +244,13 @@ impl Books {
             return Ok(());
         }
         let known = page.peers.entry(peer).or_default();
-        if known.index < matched.index {
+        let advances = known.index < matched.index;
+        if advances {
             *known = matched;
+        }
+        // One that hears of us and stores nothing is not in step.
+        if matched.index == last || (advances && matched.index.0 + IN_STEP_ENTRIES >= last.0) {
+            page.in_step.insert(peer, Some(runtime::now()));
         }
         page.note_held();
         Ok(())
@@ -248,6 +266,29 @@ impl Books {
         page.committed = page.committed.max(entry.index);
         page.note_held();
         Ok(())
+    }
+
+    /// Before a witness may take an entry of this leader: the data nodes that are waited for, because the entry is not
+    /// yet on [`DATA_COPIES`] disks *with its messages*, or on those of all data nodes that are in step (DR20). Nobody: it
+    /// may.
+    ///
+    /// So a witness is never ahead of every data node that works, and is never needed for what both of two could
+    /// have.
+    pub(crate) fn copies_awaited(&self, index: Index, now: Moment) -> Vec<u64> {
+        let page = self.page();
+        let Some((_, (_, membership))) = page.memberships.iter().next_back() else { return Vec::new() };
+        let keeps = |node: &u64| membership.get_node(node).is_some_and(|member| !member.witness);
+        let (have, lack): (Vec<u64>, Vec<u64>) =
+            membership.voter_ids().filter(keeps).partition(|node| page.holds(self.me, *node, index));
+        if page.leads.is_none() || have.len() >= DATA_COPIES {
+            return Vec::new();
+        }
+        lack.into_iter().filter(|node| *node == self.me || page.is_in_step(*node, now)).collect()
+    }
+
+    /// A peer's process is known to have ended: it is not waited for.
+    pub(crate) fn is_down(&self, peer: u64) {
+        self.page().in_step.insert(peer, None);
     }
 
     /// What each peer is known to have held of what is committed, to be told to the others.
@@ -276,6 +317,7 @@ impl Books {
         let mut page = self.page();
         page.held.remove(&peer);
         page.refused.remove(&peer);
+        page.in_step.remove(&peer);
         page.peers.remove(&peer);
     }
 
@@ -296,6 +338,12 @@ impl Page {
             let held = self.held.entry(*peer).or_default();
             *held = (*held).max(id.index.min(self.committed));
         }
+    }
+
+    /// A leader that has just begun takes everybody for in step, for as long.
+    fn is_in_step(&self, peer: u64, now: Moment) -> bool {
+        let at = self.in_step.get(&peer).copied().unwrap_or(Some(self.since));
+        !self.refused.contains_key(&peer) && at.is_some_and(|at| now - at.max(self.since) < IN_STEP)
     }
 
     fn holds(&self, me: u64, node: u64, index: Index) -> bool {

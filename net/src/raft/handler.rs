@@ -14,7 +14,7 @@ use openraft::{
 };
 
 use super::{
-    Books, Machine, Raft, Storage, Types, Vigil, control, entry_id, log_id,
+    Books, Machine, Raft, Shard, Storage, Types, Vigil, control, entry_id, log_id,
     network::{raft_vote, wire_vote},
     wire::{Answer, Append, Outcome, Request, TransferRefused, WireError, WireVote},
 };
@@ -41,6 +41,9 @@ pub(crate) mod code {
 /// Answers peers for one shard.
 pub(crate) struct RaftHandler {
     shard: ShardId,
+    me: u64,
+    /// A witness does not.
+    campaigns: bool,
     raft: Raft,
     books: Arc<Books>,
     storage: Storage,
@@ -74,14 +77,16 @@ pub(crate) fn decode(shard: ShardId, bytes: Bytes) -> Result<Request, Refusal> {
 
 impl RaftHandler {
     pub(crate) fn new(
-        shard: ShardId,
+        shard: &dyn Shard,
+        me: u64,
         raft: Raft,
         books: Arc<Books>,
         storage: Storage,
         machine: Machine,
         vigil: Arc<Vigil>,
     ) -> Self {
-        Self { shard, raft, books, storage, machine, vigil, fenced: Mutex::default() }
+        let (shard, campaigns) = (shard.id(), shard.keeps_messages());
+        Self { shard, me, campaigns, raft, books, storage, machine, vigil, fenced: Mutex::default() }
     }
 
     pub(crate) const fn shard(&self) -> ShardId {
@@ -146,6 +151,9 @@ impl RaftHandler {
             }
             Request::Transfer { from: vote, to, last } => {
                 fenced()?;
+                if to == self.me && !self.campaigns {
+                    return Err(refuse(code::FENCED, "a witness does not lead"));
+                }
                 speaks(vote.node)?;
                 let request = TransferLeaderRequest::new(raft_vote(vote), to, log_id(last));
                 let answer =

@@ -136,14 +136,21 @@ impl RaftStateMachine<Types> for Machine {
         staged: Staged,
     ) -> Result<(), io::Error> {
         let told = entry_id(meta.last_log_id.as_ref());
+        let membership = &meta.last_membership;
+        let governing =
+            membership.log_id().as_ref().map(|id| (entry_id(Some(id)), membership.membership().clone()));
+        let encoded = match &governing {
+            Some((id, membership)) => {
+                Some((*id, control::encode_membership(membership).map_err(io::Error::other)?))
+            }
+            None => None,
+        };
+        let staged = Staged { membership: encoded, ..staged };
         let last = self.shard.install(staged).await.map_err(io::Error::other)?;
         if last != told {
             let reason = format!("the copied state ends at {last:?}, not at {told:?} as was said");
             return Err(io::Error::other(reason));
         }
-        let membership = &meta.last_membership;
-        let governing =
-            membership.log_id().as_ref().map(|id| (entry_id(Some(id)), membership.membership().clone()));
         self.storage.restart_at(last);
         self.books.installed(last, governing);
         self.with(|state| {
@@ -175,7 +182,7 @@ impl RaftSnapshotBuilder<Types> for Machine {
 /// A state by its name; whoever needs it fetches it.
 fn named(meta: SnapshotMetaOf<Types>) -> SnapshotOf<Types, Staged> {
     let last = entry_id(meta.last_log_id.as_ref());
-    Snapshot { meta, snapshot: Staged { last, installation: None } }
+    Snapshot { meta, snapshot: Staged { last, ..Staged::default() } }
 }
 
 /// The index of openraft's that names an entry of ours.

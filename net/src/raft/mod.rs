@@ -30,7 +30,7 @@ pub(crate) use machine::{Machine, raft_index};
 pub(crate) use network::{Links, Timing, raft_vote, wire_vote};
 pub(crate) use replica::ReplicaShard;
 pub use shard::ShardError;
-pub(crate) use shard::{Shard, ShardState, Staged};
+pub(crate) use shard::{Appended, Shard, ShardState, Staged};
 pub(crate) use storage::Storage;
 pub use storage::StorageError;
 pub use types::Member;

@@ -2,7 +2,7 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use beamlog_log::{EntryId, LogEntry, ShardId, Term};
+use beamlog_log::{EntryId, Index, LogEntry, ShardId, Term};
 use bytes::Bytes;
 use openraft::{
     RPCTypes,
@@ -18,7 +18,7 @@ use openraft::{
 
 use super::{
     Books, Report, Staged, Storage, Types, Vote, entry_id, log_id,
-    types::{LeaderId, Member},
+    types::{LeaderId, Member, Purpose},
     wire::{Answer, Append, CopyOf, OfferState, Outcome, Request, TransferRefused, WireVote},
 };
 use crate::{
@@ -27,6 +27,11 @@ use crate::{
 };
 
 type Failed = RPCError<Types>;
+
+/// How often it is looked whether data nodes have what a witness is to take.
+const COPIES_LOOK: Duration = Duration::from_millis(2);
+/// After so many looks it is asked whether they live at all.
+const ASK_EVERY: u32 = 40;
 
 /// How long peers may take.
 #[derive(Clone, Copy, Debug)]
@@ -55,8 +60,8 @@ pub(crate) struct Links {
 impl RaftNetworkFactory<Types> for Links {
     type Network = Link;
 
-    async fn new_client(&mut self, target: u64, _node: &Member) -> Link {
-        Link { links: self.clone(), target }
+    async fn new_client(&mut self, target: u64, node: &Member) -> Link {
+        Link { links: self.clone(), target, witness: node.witness }
     }
 }
 
@@ -64,6 +69,8 @@ impl RaftNetworkFactory<Types> for Links {
 pub(crate) struct Link {
     links: Links,
     target: u64,
+    /// It is told which entries there are, and not what they say.
+    witness: bool,
 }
 
 /// A peer that answers what no honest one does.
@@ -100,6 +107,26 @@ impl Link {
             }
         })?;
         Answer::decode(bytes).map_err(|error| self.lie(error.to_string()))
+    }
+
+    /// A witness takes an entry last: see [`Books::copies_awaited`].
+    async fn data_copies(&self, index: Index) {
+        let mut looks = 0_u32;
+        loop {
+            let awaited = self.links.books.copies_awaited(index, runtime::now());
+            if awaited.is_empty() {
+                return;
+            }
+            if looks % ASK_EVERY == ASK_EVERY - 1 {
+                for peer in awaited.into_iter().filter(|peer| *peer != self.links.me) {
+                    if self.links.transport.has_ended(PeerId(peer)).await {
+                        self.links.books.is_down(peer);
+                    }
+                }
+            }
+            looks += 1;
+            runtime::sleep(COPIES_LOOK).await;
+        }
     }
 
     fn lie(&self, reason: String) -> Failed {
@@ -153,9 +180,17 @@ impl RaftNetworkV2<Types> for Link {
                 return Err(self.lie(format!("our own entry {} has no frame", id.index)));
             };
             let (timestamp, records, body) = (frame.timestamp, frame.records, frame.body);
-            entries.push(LogEntry { id, timestamp, records, body });
+            if self.witness && entry.payload.purpose == Purpose::Frame {
+                let body = LogEntry::replication_body(self.links.shard, &[]);
+                entries.push(LogEntry { id, timestamp, records: 1, body });
+            } else {
+                entries.push(LogEntry { id, timestamp, records, body });
+            }
         }
         let last = entries.last().map_or(previous, |entry| entry.id);
+        if self.witness && !entries.is_empty() {
+            self.data_copies(last.index).await;
+        }
         let (lane, limit) = if entries.is_empty() {
             (Lane::Vote, option.soft_ttl())
         } else {

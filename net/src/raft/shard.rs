@@ -28,6 +28,11 @@ pub(crate) type ShardState = ReplicaState;
 pub(crate) trait Shard: Send + Sync + 'static {
     fn id(&self) -> ShardId;
 
+    /// A witness keeps none: it gives entries to nobody, needs no copies and never campaigns.
+    fn keeps_messages(&self) -> bool {
+        true
+    }
+
     fn state(&self) -> BoxFuture<'static, Result<ShardState, ShardError>>;
 
     /// Entries behind the last one. `done` comes when they are durable, in the order of the calls.
@@ -78,6 +83,8 @@ pub(crate) trait Shard: Send + Sync + 'static {
 pub(crate) struct Staged {
     /// Its last entry; all of them are committed.
     pub(crate) last: EntryId,
+    /// The membership that governs it, and the entry that it is in.
+    pub(crate) membership: Option<(EntryId, Vec<u8>)>,
     /// Verified. None in the name of a state that is still to be fetched.
     pub(crate) installation: Option<Box<Installation>>,
 }

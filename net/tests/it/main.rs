@@ -11,4 +11,5 @@ mod sessions;
 mod succession;
 mod support;
 mod wires;
+mod witness;
 mod world;

@@ -12,6 +12,8 @@ mod process;
 mod query;
 mod server;
 mod varz;
+mod witness;
 
 pub(crate) use monitor::Monitor;
 pub(crate) use server::Admin;
+pub(crate) use witness::WitnessAdmin;

@@ -71,7 +71,7 @@ fn routes(monitor: Arc<Monitor>, is_loopback: bool) -> Router {
 
 /// On loopback, only requests that were addressed to loopback: a web page that gave its own name this
 /// address (DNS rebinding) reads nothing.
-async fn guard(State(is_loopback): State<bool>, request: Request, next: Next) -> Response {
+pub(super) async fn guard(State(is_loopback): State<bool>, request: Request, next: Next) -> Response {
     if is_loopback && !is_for_loopback(request.headers()) {
         return (StatusCode::FORBIDDEN, "this address answers to localhost only\n").into_response();
     }

@@ -13,6 +13,7 @@ use crate::cli::output::raw;
 use crate::config::{NodeConfig, NodeOptions};
 use crate::logging;
 use crate::node::Node;
+use crate::witness::{WitnessNode, WitnessStartError};
 
 /// What `serve` and `config` read their configuration from.
 #[derive(Debug, clap::Args)]
@@ -60,6 +61,30 @@ async fn run(options: NodeOptions, announce: bool) -> Result<(), Failure> {
     let cannot_listen = |e: io::Error| Failure::cannot_start(format!("listening for signals: {e}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot_listen)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot_listen)?;
+    if options.witness {
+        let failure =
+            |e: &WitnessStartError| Failure::cannot_start(format!("{}; {}", err_chain(e), e.remedy()));
+        let witness = WitnessNode::start(&options).await.map_err(|e| failure(&e))?;
+        if announce {
+            let line = json!({
+                "witness": true,
+                "admin": witness.admin_address().map(|address| address.to_string()),
+                "pid": std::process::id(),
+            });
+            raw(format!("{line}\n").as_bytes())?;
+        }
+        let failed = tokio::select! {
+            _ = terminate.recv() => None,
+            _ = interrupt.recv() => None,
+            reason = witness.failed() => Some(reason),
+        };
+        if let Some(reason) = failed {
+            error!(reason, "this witness has failed: stopping");
+            return Err(Failure::failed(format!("this witness cannot vote any more: {reason}")));
+        }
+        witness.stop().await;
+        return Ok(());
+    }
     let started = tokio::select! {
         started = Node::start(options) => started,
         _ = terminate.recv() => return Ok(()),

@@ -31,7 +31,7 @@ impl NodeCluster {
         let replicas = status
             .members
             .iter()
-            .filter(|member| !member.leads)
+            .filter(|member| !member.leads && !member.member.witness)
             .map(|member| ReplicaView {
                 name: member.member.name.clone(),
                 peer: member.id.to_string(),

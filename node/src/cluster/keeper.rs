@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use beamlog_net::cluster::{ChangeError, Standing};
+use beamlog_net::mesh::Mesh;
 use beamlog_net::peer::PeerTransport;
 use beamlog_net::transport::PeerAddress;
 use beamlog_router::replica::Role;
@@ -15,9 +16,8 @@ use crate::cluster::{ClusterApi, NodeCluster};
 /// Between two attempts to be taken in, and two looks at who the members are.
 const LOOK: Duration = Duration::from_millis(200);
 
-pub(super) fn keep(node: NodeCluster, join: Vec<String>, api: Arc<ClusterApi>) {
+pub(super) fn keep(node: NodeCluster, join: Vec<String>) {
     tokio::spawn(find_members(node.clone()));
-    tokio::spawn(tell_role(node.clone(), api));
     if !join.is_empty() {
         tokio::spawn(be_taken_in(node, join));
     }
@@ -46,7 +46,7 @@ async fn find_members(node: NodeCluster) {
 }
 
 /// The mesh announces the API of a node that leads, and the API serves there only.
-async fn tell_role(node: NodeCluster, api: Arc<ClusterApi>) {
+pub(super) async fn tell_role(node: NodeCluster, mesh: Mesh, api: Arc<ClusterApi>) {
     let mut role = node.cluster.role();
     loop {
         let now = *role.borrow_and_update();
@@ -56,7 +56,7 @@ async fn tell_role(node: NodeCluster, api: Arc<ClusterApi>) {
         }
         // The API first: what the mesh then brings here is served.
         api.set_leads(leads);
-        node.mesh.set_leader(leads);
+        mesh.set_leader(leads);
         if role.changed().await.is_err() {
             return;
         }

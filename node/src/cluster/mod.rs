@@ -12,9 +12,9 @@ use std::sync::Arc;
 
 use beamlog_log::ShardId;
 use beamlog_net::certificates::{CertificateFiles, Certificates, LoadError};
-use beamlog_net::cluster::{Cluster, ClusterOptions as Timing, Member, Seat, Start};
+use beamlog_net::cluster::{Cluster, ClusterOptions as Timing, Member, Seat, Start, StartWitness, Witness};
 use beamlog_net::mesh::Mesh;
-use beamlog_net::peer::{ByLane, Lane, PeerHandler, PeerId, PeerTransport};
+use beamlog_net::peer::{ByLane, Lane, PeerHandler, PeerId, PeerTransport, Role as Of};
 use beamlog_net::transport::{BindError, Kind, Transport, TransportOptions};
 use beamlog_router::Router;
 use beamlog_router::replica::{Replica, Role};
@@ -25,7 +25,7 @@ pub(crate) use api::ClusterApi;
 pub(crate) use shown::{Asked, change, status};
 
 /// The shard of all streams.
-const SHARD: ShardId = ShardId(0);
+pub(crate) const SHARD: ShardId = ShardId(0);
 
 /// What makes a node a member of a cluster.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -47,6 +47,8 @@ pub struct ClusterOptions {
 pub enum ClusterError {
     #[error("the certificates in {}", folder.display())]
     Certificates { folder: PathBuf, source: Box<LoadError> },
+    #[error("the certificate in {} is that of {}", folder.display(), role.with_article())]
+    Role { folder: PathBuf, role: Of },
     #[error(transparent)]
     Bind(#[from] BindError),
     #[error(transparent)]
@@ -59,6 +61,10 @@ impl ClusterError {
     pub fn remedy(&self) -> &'static str {
         match self {
             Self::Certificates { .. } => "make them with `beamlog cert ca` and `beamlog cert node`",
+            Self::Role { role: Of::Witness, .. } => {
+                "start it with --witness, or make another with `beamlog cert node`"
+            }
+            Self::Role { role: Of::Node | Of::Edge, .. } => "make one with `beamlog cert node --witness`",
             Self::Bind(_) => "choose another --cluster-listen, or stop who uses it",
             Self::Start(_) => "`beamlog store check` says whether the store is whole",
         }
@@ -78,7 +84,6 @@ pub(crate) struct NodeCluster {
     pub(crate) cluster: Cluster,
     pub(crate) transport: Transport,
     pub(crate) certificates: Certificates,
-    pub(crate) mesh: Mesh,
     pub(crate) member: Member,
     /// How clients reach this node.
     clients: Option<String>,
@@ -91,12 +96,16 @@ impl std::fmt::Debug for NodeCluster {
 }
 
 /// Reads the certificates: without them the store is not even opened.
-pub(crate) fn prepare(options: &ClusterOptions) -> Result<Prepared, ClusterError> {
+pub(crate) fn prepare(options: &ClusterOptions, role: Of) -> Result<Prepared, ClusterError> {
     let files = CertificateFiles::in_directory(&options.certificates);
     let certificates = Certificates::load(files).map_err(|source| ClusterError::Certificates {
         folder: options.certificates.clone(),
         source: Box::new(source),
     })?;
+    let found = certificates.current().identity.role;
+    if found != role {
+        return Err(ClusterError::Role { folder: options.certificates.clone(), role: found });
+    }
     let seat = Seat::new().with_clients_at(options.clients.as_deref().unwrap_or_default());
     Ok(Prepared { options: options.clone(), certificates, seat })
 }
@@ -109,25 +118,9 @@ impl Prepared {
         replica: Replica,
         api: &Arc<ClusterApi>,
     ) -> Result<NodeCluster, ClusterError> {
-        let Self { options, certificates, seat } = self;
         let me = PeerId::of_store(&router.node_id().0);
-        let advertise = |bound: SocketAddr| options.advertise.clone().unwrap_or_else(|| bound.to_string());
-        let transport = Transport::bind(
-            TransportOptions {
-                kind: Kind::Nodes,
-                listen: options.listen,
-                advertise: advertise(options.listen),
-                id: me,
-                incarnation: incarnation(),
-                claims: seat.claims(),
-            },
-            certificates.clone(),
-        )?;
-        let member = Member {
-            name: certificates.current().identity.name.clone(),
-            address: advertise(transport.local_address()),
-            witness: false,
-        };
+        let (transport, member) = self.bind(me)?;
+        let Self { options, certificates, seat } = self;
         let peers: Arc<dyn PeerTransport> = Arc::new(transport.clone());
         let mesh = Mesh::new(Arc::clone(router.interest()), Arc::clone(api) as _);
         mesh.attach(Arc::clone(&peers));
@@ -145,9 +138,47 @@ impl Prepared {
         };
         let cluster = Cluster::start(start).await?;
         let clients = options.clients;
-        let node = NodeCluster { cluster, transport, certificates, mesh, member, clients };
-        keeper::keep(node.clone(), options.join, Arc::clone(api));
+        let node = NodeCluster { cluster, transport, certificates, member, clients };
+        tokio::spawn(keeper::tell_role(node.clone(), mesh, Arc::clone(api)));
+        keeper::keep(node.clone(), options.join);
         Ok(node)
+    }
+
+    /// Lets peers in and votes.
+    pub(crate) async fn start_witness(self, witness: Witness) -> Result<NodeCluster, ClusterError> {
+        let me = PeerId::of_store(&witness.node_id().0);
+        let (transport, member) = self.bind(me)?;
+        let Self { options, certificates, seat } = self;
+        transport.start(Arc::new(ByLane::new(vec![(Seat::LANES, seat.handler())])));
+        let peers: Arc<dyn PeerTransport> = Arc::new(transport.clone());
+        let start = StartWitness { seat, me, witness, transport: peers, options: Timing::default() };
+        let cluster = Cluster::start_witness(start).await?;
+        let node = NodeCluster { cluster, transport, certificates, member, clients: None };
+        keeper::keep(node.clone(), options.join);
+        Ok(node)
+    }
+
+    fn bind(&self, me: PeerId) -> Result<(Transport, Member), ClusterError> {
+        let Self { options, certificates, seat } = self;
+        let advertise = |bound: SocketAddr| options.advertise.clone().unwrap_or_else(|| bound.to_string());
+        let transport = Transport::bind(
+            TransportOptions {
+                kind: Kind::Nodes,
+                listen: options.listen,
+                advertise: advertise(options.listen),
+                id: me,
+                incarnation: incarnation(),
+                claims: seat.claims(),
+            },
+            certificates.clone(),
+        )?;
+        let identity = &certificates.current().identity;
+        let member = Member {
+            name: identity.name.clone(),
+            address: advertise(transport.local_address()),
+            witness: identity.role == Of::Witness,
+        };
+        Ok((transport, member))
     }
 }
 

@@ -187,6 +187,9 @@ keys! {
     /// Nodes through which this one joins its cluster (host:port, with commas between); when absent it begins one.
     #[arg(long, value_name = "HOST:PORT,…")]
     flag cluster_join: String, "text", ANY;
+    /// Vote in the cluster and keep no messages; needs cluster_join and the certificate of a witness.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    flag witness: bool, "boolean" = "false", ANY;
     /// UDP address where edges connect, whose links name this node by quic://; without it none does.
     #[arg(long, value_name = "IP:PORT")]
     flag edge_listen: SocketAddr, "address", ANY;

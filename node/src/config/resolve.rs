@@ -69,6 +69,8 @@ pub struct NodeOptions {
     pub scrub_period: Duration,
     /// `None` stands alone.
     pub cluster: Option<ClusterOptions>,
+    /// It votes in its cluster and keeps no messages: clients, links, tasks and everything about them are not there.
+    pub witness: bool,
     /// `None` is no hub.
     pub hub: Option<HubOptions>,
     pub drain_timeout: Duration,
@@ -114,10 +116,11 @@ impl NodeOptions {
         let hub = hub(&config, layers, &mut errors);
         let tasks = tasks(&config, &mut errors);
         let gateway = gateway(&config, &mut errors);
+        let witness = witness(&config, cluster.as_ref(), layers, &mut errors);
         let listen = config.listen.expect("has a default");
         let admin = config.admin.expect("has a default").0;
         if !config.insecure.unwrap_or(false) {
-            if !listen.ip().is_loopback() && authentication == Authentication::None {
+            if !witness && !listen.ip().is_loopback() && authentication == Authentication::None {
                 errors.push(ConfigError::OpenWithoutAuthentication { address: listen });
             }
             if let Some(address) = admin.filter(|address| !address.ip().is_loopback()) {
@@ -151,6 +154,7 @@ impl NodeOptions {
             segment_bytes: config.segment_bytes.expect("has a default").0,
             scrub_period: span(config.scrub_period),
             cluster,
+            witness,
             hub,
             drain_timeout: span(config.drain_timeout),
             tasks,
@@ -246,6 +250,33 @@ fn gateway(config: &NodeConfig, errors: &mut Vec<ConfigError>) -> Option<Gateway
             window: config.gateway_limit_window.expect("has a default").0,
         },
     })
+}
+
+/// Whether this is a witness, which has a cluster that it joins, and nothing else.
+fn witness(
+    config: &NodeConfig,
+    cluster: Option<&ClusterOptions>,
+    layers: &Layers,
+    errors: &mut Vec<ConfigError>,
+) -> bool {
+    if !config.witness.unwrap_or(false) {
+        return false;
+    }
+    let mut invalid = |key, problem| errors.push(ConfigError::Invalid { key, problem });
+    if cluster.is_none_or(|cluster| cluster.join.is_empty()) {
+        invalid("witness", "needs cluster_listen and cluster_join: a witness begins no cluster");
+    }
+    for (key, is_said) in [
+        ("tasks", config.tasks == Some(true)),
+        ("gateway", config.gateway.is_some()),
+        ("edge_listen", config.edge_listen.is_some()),
+        ("[[link]]", layers.links().is_ok_and(|links| !links.is_empty())),
+    ] {
+        if is_said {
+            invalid(key, "is not for a witness, which keeps no messages");
+        }
+    }
+    true
 }
 
 /// The cluster, if there is to be one; all of its keys need `cluster_listen`.

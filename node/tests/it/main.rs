@@ -17,3 +17,4 @@ mod repository;
 mod running;
 mod serve;
 mod tidy;
+mod witness;
