@@ -7,6 +7,7 @@
 
 mod cluster;
 mod gateway;
+mod privacy;
 mod wire;
 mod worker;
 
@@ -37,6 +38,10 @@ struct Node {
 
 impl Node {
     fn start(data: &Path, flags: &[&str]) -> Self {
+        Self::logging(data, flags, "warn", Stdio::inherit())
+    }
+
+    fn logging(data: &Path, flags: &[&str], level: &str, log: Stdio) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_beamlog"));
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("BEAMLOG_") {
@@ -45,11 +50,12 @@ impl Node {
         }
         let mut child = command
             .args(["serve", "--announce", "--tasks", "--listen", "127.0.0.1:0", "--admin", "off"])
-            .args(["--log-level", "warn", "--segment-bytes", "16MiB", "--data-dir"])
+            .args(["--log-level", level, "--segment-bytes", "16MiB", "--data-dir"])
             .arg(data)
             .args(flags)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(log)
             .spawn()
             .unwrap();
         let mut line = String::new();
