@@ -3,8 +3,8 @@
 //!
 //! * `Nats-Msg-Id: <stream>@<epoch>:<sequence>`: the message of the stream it is exported from. What arrived
 //!   there is told by it, long after the window of ids.
-//! * `Beamlog-Hops`: the streams it has been in, as such ids, oldest first. It only keeps a message from
-//!   being carried back, so it need not be believed: who forges one harms his own message.
+//! * `Beamlog-Hops`: the streams it was in before that one, as such ids, oldest first; most were in none. Both only
+//!   keep a message from being carried back, so they need not be believed: who forges one harms his own message.
 //! * `Beamlog-Origin` ([`ORIGIN_HEADER`]): where a link brought it from. Written here, never taken over.
 //! * `Beamlog-Origin-Time`: when it was first stored, in nanoseconds since 1970.
 //! * `Beamlog-Msg-Id`: the id its own publisher gave it.
@@ -14,15 +14,13 @@
 
 use std::fmt;
 
-use async_nats::HeaderMap;
+use async_nats::header::{self, HeaderMap, HeaderName, HeaderValue};
 use beamlog_router::stream::{ORIGIN_HEADER, Provenance};
 use beamlog_router::{Sequence, Timestamp, headers};
 
 use super::headers as crossing;
 
 pub(crate) const MESSAGE_ID: &str = "Nats-Msg-Id";
-pub(crate) const EXPECTED_LAST_ID: &str = "Nats-Expected-Last-Msg-Id";
-pub(crate) const EXPECTED_LAST: &str = "Nats-Expected-Last-Sequence";
 const HOPS: &str = "Beamlog-Hops";
 const ORIGIN_TIME: &str = "Beamlog-Origin-Time";
 const KEPT_ID: &str = "Beamlog-Msg-Id";
@@ -49,7 +47,9 @@ impl fmt::Display for StreamKey {
 impl StreamKey {
     /// The id of its message with this sequence.
     pub(crate) fn id(&self, sequence: u64) -> String {
-        format!("{self}:{sequence}")
+        // Once for each message: by hand.
+        let (epoch, sequence) = (self.epoch.to_string(), sequence.to_string());
+        [&self.name, "@", &epoch, ":", &sequence].concat()
     }
 
     /// The sequence of an id of this stream.
@@ -88,7 +88,7 @@ impl Trail {
         let text = |name: &str| {
             headers::find(block, name.as_bytes()).and_then(|value| std::str::from_utf8(value).ok())
         };
-        let mut trail = Self::read(text(HOPS), text(ORIGIN_TIME));
+        let mut trail = Self::read(text(HOPS), text(MESSAGE_ID), text(ORIGIN_TIME));
         let from = text(ORIGIN_HEADER).and_then(|value| Provenance::parse(value.as_bytes()));
         if let Some(from) = from.filter(|from| is_name(&from.stream)) {
             trail.time = trail.time.or(Some(from.time.0));
@@ -100,12 +100,15 @@ impl Trail {
     /// Of a message that is stored there.
     pub(crate) fn of_map(map: Option<&HeaderMap>) -> Self {
         let text = |name: &str| map.and_then(|map| map.get(name)).map(|value| value.as_str());
-        Self::read(text(HOPS), text(ORIGIN_TIME))
+        Self::read(text(HOPS), text(MESSAGE_ID), text(ORIGIN_TIME))
     }
 
-    fn read(hops: Option<&str>, time: Option<&str>) -> Self {
-        let hops = hops.unwrap_or_default().split(',').filter_map(|hop| parse(hop.trim()));
-        Self { hops: hops.take(HOPS_MAX + 1).collect(), time: time.and_then(|time| time.parse().ok()) }
+    fn read(hops: Option<&str>, id: Option<&str>, time: Option<&str>) -> Self {
+        let hops = hops.into_iter().flat_map(|hops| hops.split(',')).filter_map(|hop| parse(hop.trim()));
+        let mut hops: Vec<_> = hops.take(HOPS_MAX + 1).collect();
+        let last = id.and_then(parse).filter(|last| hops.last() != Some(last) && hops.len() <= HOPS_MAX);
+        hops.extend(last);
+        Self { hops, time: time.and_then(|time| time.parse().ok()) }
     }
 
     pub(crate) fn has_been_in(&self, stream: &StreamKey) -> bool {
@@ -130,17 +133,20 @@ pub(crate) fn outward(
     stored: Timestamp,
 ) -> HeaderMap {
     let id = stream.id(sequence);
-    let mut hops: Vec<String> = trail.hops.iter().map(|(hop, sequence)| hop.id(*sequence)).collect();
-    hops.push(id.clone());
-    let (hops, time) = (hops.join(","), trail.time.unwrap_or(stored.0).to_string());
-    let own = headers::find(block, MESSAGE_ID.as_bytes()).and_then(|own| std::str::from_utf8(own).ok());
-    let mut more = vec![(MESSAGE_ID, id.as_str()), (HOPS, &hops), (ORIGIN_TIME, &time)];
     // The oldest of its own ids is kept.
-    let kept = headers::find(block, KEPT_ID.as_bytes()).and_then(|own| std::str::from_utf8(own).ok());
-    if let Some(own) = kept.or(own) {
-        more.push((KEPT_ID, own));
+    let text =
+        |name: &str| headers::find(block, name.as_bytes()).and_then(|own| std::str::from_utf8(own).ok());
+    let own = text(KEPT_ID).or_else(|| text(MESSAGE_ID));
+    let kept = own.map(|own| (KEPT_ID, own));
+    let mut map = crossing::outward(block, kept.as_slice());
+    // All of these are legal: ours, or numbers, or names that were looked at.
+    map.insert(header::NATS_MESSAGE_ID, id);
+    if !trail.hops.is_empty() {
+        let hops: Vec<String> = trail.hops.iter().map(|(hop, sequence)| hop.id(*sequence)).collect();
+        map.insert(HeaderName::from_static(HOPS), hops.join(","));
     }
-    crossing::outward(block, &more)
+    map.insert(HeaderName::from_static(ORIGIN_TIME), HeaderValue::from(trail.time.unwrap_or(stored.0)));
+    map
 }
 
 /// The header block with which a message from elsewhere is stored.
@@ -207,7 +213,7 @@ mod tests {
         assert!(!trail.has_been_in(&key("HERE")));
         let map = outward(&stored, &trail, &key("HERE"), 7, Timestamp(100));
         let value = |name: &str| map.get(name).map(|value| value.as_str());
-        assert_eq!(value(HOPS), Some("FIRST@17:1,UP@17:3,HERE@17:7"));
+        assert_eq!(value(HOPS), Some("FIRST@17:1,UP@17:3"));
         assert_eq!(value(MESSAGE_ID), Some("HERE@17:7"));
         assert_eq!(value(KEPT_ID), Some("own"));
         assert_eq!(value(ORIGIN_TIME), Some("99"));
@@ -228,7 +234,25 @@ mod tests {
         let trail = Trail::of_block(&odd);
         assert_eq!(trail.hops().map(|(key, _)| key.name.as_str()).collect::<Vec<_>>(), ["A"]);
         let map = outward(&odd, &trail, &key("HERE"), 7, Timestamp(100));
-        assert_eq!(map.get(HOPS).map(|value| value.as_str()), Some("A@17:1,HERE@17:7"));
+        assert_eq!(map.get(HOPS).map(|value| value.as_str()), Some("A@17:1"));
+        assert_eq!(map.get(MESSAGE_ID).map(|value| value.as_str()), Some("HERE@17:7"));
+    }
+
+    /// The last one is in the id, and was in both once.
+    #[test]
+    fn a_message_that_was_nowhere_before_has_its_id_and_no_list() {
+        let map = outward(b"", &Trail::default(), &key("HERE"), 7, Timestamp(100));
+        assert_eq!((map.get(HOPS), map.len()), (None, 2));
+        let hops = |trail: Trail| trail.hops().map(|(key, at)| key.id(at)).collect::<Vec<_>>();
+        assert_eq!(hops(Trail::of_map(Some(&map))), ["HERE@17:7"]);
+        let mut both = map.clone();
+        both.insert(HOPS, "A@17:1,HERE@17:7");
+        assert_eq!(hops(Trail::of_map(Some(&both))), ["A@17:1", "HERE@17:7"]);
+        // On the way back it is known.
+        let block = inward(Some(&map), &provenance(&key("THERE"), 9, 101, false, None));
+        assert_eq!(hops(Trail::of_block(&block)), ["HERE@17:7", "THERE@17:9"]);
+        let map = outward(&block, &Trail::of_block(&block), &key("NEXT"), 3, Timestamp(102));
+        assert_eq!(hops(Trail::of_map(Some(&map))), ["HERE@17:7", "THERE@17:9", "NEXT@17:3"]);
     }
 
     #[test]

@@ -8,6 +8,11 @@
 //! **Chain.** Where nobody else writes, each message names the one before it, and the receiver refuses it if
 //! that is not what it has last. So a message that was refused for now is not overtaken by those that were
 //! sent behind it, and a copy that comes late does nothing, however late it comes.
+//!
+//! **Silence.** In a chain not every message needs an answer: that the last one of a run was stored, where it had to
+//! come to lie, says that those before it were. So most are sent without asking. Only such as were never sent before
+//! (no copy of them is under way that could stand in for another), and after any trouble all ask for a while. What
+//! an answer does not settle is compared.
 
 use std::collections::VecDeque;
 
@@ -16,6 +21,8 @@ use std::collections::VecDeque;
 pub(crate) enum Verdict {
     /// It has it, from now on or since before.
     Arrived,
+    /// It has stored it now, under this sequence of theirs.
+    Stored(u64),
     /// Not now; the same message may be taken later.
     Again,
     /// It did not come behind the one before it.
@@ -39,6 +46,9 @@ enum State {
     Waiting,
     InFlight {
         since: u64,
+        /// The sequence it gets there, in a chain that nobody else writes into.
+        place: Option<u64>,
+        asks: bool,
     },
     /// Being put aside.
     Parking,
@@ -53,6 +63,19 @@ struct Entry<M> {
     state: State,
     /// It was sent and nobody knows whether it arrived.
     suspect: bool,
+    /// It was sent before now, by whomever.
+    was_sent: bool,
+}
+
+/// How a chain is sent: in runs, of which the last message asks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Runs {
+    pub(crate) messages_max: usize,
+    pub(crate) bytes_max: usize,
+    /// How old a run may get, in the unit of the window's time.
+    pub(crate) age_max: u64,
+    /// So many messages ask after something was amiss.
+    pub(crate) careful: usize,
 }
 
 /// What the window wants next.
@@ -80,6 +103,16 @@ pub(crate) struct Window<M> {
     in_flight: usize,
     phase: Phase,
     chained: bool,
+    /// `None`: every message asks.
+    runs: Option<Runs>,
+    /// The last place there that is taken, as far as what was sent arrives.
+    place: Option<u64>,
+    /// What was sent since one asked.
+    run: Run,
+    /// Messages that still ask, whatever the run.
+    careful: usize,
+    /// The next one asks.
+    must_ask: bool,
     /// What the next message follows, and what the one before it followed.
     after: After,
     after_before: After,
@@ -89,6 +122,13 @@ pub(crate) struct Window<M> {
     floor: u64,
 }
 
+#[derive(Clone, Copy, Debug, Default)]
+struct Run {
+    messages: usize,
+    bytes: usize,
+    since: u64,
+}
+
 /// A message to be sent now.
 #[derive(Debug)]
 pub(crate) struct Send<'a, M> {
@@ -96,9 +136,20 @@ pub(crate) struct Send<'a, M> {
     pub(crate) message: &'a M,
     /// The message that must be the last one there.
     pub(crate) after: After,
+    /// Whether an answer is wanted.
+    pub(crate) asks: bool,
+}
+
+/// What an answer settled.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Settled {
+    /// Messages that arrived, which this answer told of.
+    pub(crate) messages: u64,
+    pub(crate) bytes: u64,
 }
 
 impl<M> Window<M> {
+    /// One in which every message asks.
     pub(crate) fn new(messages_max: usize, bytes_max: usize) -> Self {
         Self {
             entries: VecDeque::new(),
@@ -108,11 +159,21 @@ impl<M> Window<M> {
             in_flight: 0,
             phase: Phase::Offline,
             chained: false,
+            runs: None,
+            place: None,
+            run: Run::default(),
+            careful: 0,
+            must_ask: false,
             after: After::Anything,
             after_before: After::Anything,
             next: 0,
             floor: 0,
         }
+    }
+
+    /// One in which most messages of a chain are sent without asking.
+    pub(crate) fn in_runs(messages_max: usize, bytes_max: usize, runs: Runs) -> Self {
+        Self { runs: Some(runs), ..Self::new(messages_max, bytes_max) }
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -157,7 +218,8 @@ impl<M> Window<M> {
             return false;
         }
         self.bytes += bytes;
-        self.entries.push_back(Entry { sequence, bytes, message, state: State::Waiting, suspect });
+        let (state, was_sent) = (State::Waiting, suspect);
+        self.entries.push_back(Entry { sequence, bytes, message, state, suspect, was_sent });
         if suspect && self.phase == Phase::Sending {
             self.phase = Phase::Settling { rest: false };
             self.settle();
@@ -196,7 +258,7 @@ impl<M> Window<M> {
     fn doubt(&mut self, of: impl Fn(u64) -> bool) -> bool {
         let mut any = false;
         for entry in &mut self.entries {
-            if let State::InFlight { since } = entry.state
+            if let State::InFlight { since, .. } = entry.state
                 && of(since)
             {
                 (entry.state, entry.suspect) = (State::Waiting, true);
@@ -205,7 +267,16 @@ impl<M> Window<M> {
             }
         }
         self.next = 0;
+        if any {
+            self.beware();
+        }
         any
+    }
+
+    /// Something was amiss: for a while all ask.
+    fn beware(&mut self) {
+        self.careful = self.runs.map_or(0, |runs| runs.careful);
+        self.run = Run::default();
     }
 
     /// The messages of which it is unknown whether they arrived.
@@ -230,6 +301,11 @@ impl<M> Window<M> {
         }
         self.chained = chain.is_some();
         self.after = chain.unwrap_or(After::Anything);
+        self.place = match self.after {
+            After::Theirs(last) => Some(last),
+            After::Anything | After::Ours(_) => None,
+        };
+        self.run = Run::default();
         self.next = 0;
         self.phase = Phase::Sending;
         count
@@ -243,8 +319,29 @@ impl<M> Window<M> {
         while self.entries.get(self.next).is_some_and(|entry| entry.state != State::Waiting) {
             self.next += 1;
         }
+        let is_last = self.next + 1 == self.entries.len();
         let entry = self.entries.get_mut(self.next)?;
-        entry.state = State::InFlight { since: now };
+        if self.run.messages == 0 {
+            self.run.since = now;
+        }
+        self.run.messages += 1;
+        self.run.bytes += entry.bytes;
+        let run = self.run;
+        let goes_on = self.runs.is_some_and(|runs| {
+            run.messages < runs.messages_max
+                && run.bytes < runs.bytes_max
+                && now.saturating_sub(run.since) < runs.age_max
+        });
+        self.place = self.place.map(|last| last + 1);
+        let may_be_silent = self.careful == 0 && !entry.was_sent && self.place.is_some();
+        let asks = is_last || self.must_ask || !goes_on || !may_be_silent;
+        self.must_ask = false;
+        if asks {
+            self.run = Run::default();
+        }
+        self.careful = self.careful.saturating_sub(1);
+        entry.was_sent = true;
+        entry.state = State::InFlight { since: now, place: self.place, asks };
         self.next += 1;
         self.in_flight += 1;
         let after = self.after;
@@ -252,42 +349,104 @@ impl<M> Window<M> {
         if self.chained {
             self.after = After::Ours(entry.sequence);
         }
-        Some(Send { sequence: entry.sequence, message: &entry.message, after })
+        Some(Send { sequence: entry.sequence, message: &entry.message, after, asks })
     }
 
-    /// The other side answered.
-    pub(crate) fn answered(&mut self, sequence: u64, verdict: Verdict) -> bool {
-        let Some(entry) = self.entry(sequence) else { return false };
-        if !matches!(entry.state, State::InFlight { .. }) {
-            // An answer to what was given up: a comparison tells.
-            return false;
-        }
+    /// The other side answered. `None`: nobody asked, or it was given up.
+    pub(crate) fn answered(&mut self, sequence: u64, verdict: Verdict) -> Option<Settled> {
+        let at = self.entries.binary_search_by_key(&sequence, |entry| entry.sequence).ok()?;
+        let entry = self.entries.get_mut(at)?;
+        // Otherwise an answer to what was given up: a comparison tells.
+        let State::InFlight { place, .. } = entry.state else { return None };
+        let mut settled = Settled::default();
         match verdict {
-            Verdict::Arrived => entry.state = State::Done,
+            Verdict::Arrived | Verdict::Stored(_) => {
+                entry.state = State::Done;
+                settled = Settled { messages: 1, bytes: entry.bytes as u64 };
+            }
             Verdict::Never => entry.state = State::Parking,
             Verdict::Again => entry.state = State::Waiting,
             Verdict::OutOfOrder => (entry.state, entry.suspect) = (State::Waiting, true),
         }
         self.in_flight -= 1;
+        let tells = match verdict {
+            Verdict::Stored(there) => place == Some(there),
+            Verdict::Arrived | Verdict::Again | Verdict::OutOfOrder | Verdict::Never => false,
+        };
+        let silent = self.silent_before(at, tells, &mut settled);
         match (verdict, self.phase) {
             (Verdict::Again, _) => self.phase = Phase::Settling { rest: true },
             (Verdict::OutOfOrder, Phase::Sending) => self.phase = Phase::Settling { rest: false },
-            (Verdict::Arrived | Verdict::Never | Verdict::OutOfOrder, _) => {}
+            (Verdict::Arrived | Verdict::Stored(_) | Verdict::Never, Phase::Sending) if silent && !tells => {
+                self.phase = Phase::Settling { rest: false };
+            }
+            (Verdict::Arrived | Verdict::Stored(_) | Verdict::Never | Verdict::OutOfOrder, _) => {}
+        }
+        if matches!(verdict, Verdict::Again | Verdict::OutOfOrder | Verdict::Never) || (silent && !tells) {
+            self.beware();
         }
         self.settle();
-        true
+        Some(settled)
+    }
+
+    /// Those that did not ask, before the one that was answered: they arrived, or are to be looked for.
+    /// Returns whether there were any.
+    fn silent_before(&mut self, at: usize, arrived: bool, settled: &mut Settled) -> bool {
+        let mut any = false;
+        for entry in self.entries.range_mut(..at).rev() {
+            match entry.state {
+                State::InFlight { asks: false, .. } => {}
+                // It is answered for itself and for what is before it.
+                State::InFlight { asks: true, .. } => break,
+                State::Done | State::Parking | State::Waiting => continue,
+            }
+            any = true;
+            self.in_flight -= 1;
+            if arrived {
+                entry.state = State::Done;
+                settled.messages += 1;
+                settled.bytes += entry.bytes as u64;
+            } else {
+                (entry.state, entry.suspect) = (State::Waiting, true);
+            }
+        }
+        any
     }
 
     /// A message that is not to go there (known before another one was asked for), or was put aside.
     pub(crate) fn done(&mut self, sequence: u64) {
         let Some(entry) = self.entry(sequence) else { return };
         let was = std::mem::replace(&mut entry.state, State::Done);
-        if matches!(was, State::InFlight { .. }) {
+        if let State::InFlight { asks, .. } = was {
             self.in_flight -= 1;
             // It never left: the next one follows what this one was to follow.
             self.after = self.after_before;
+            self.place = self.place.map(|last| last.saturating_sub(1));
+            self.must_ask |= asks;
+            if asks && self.next == self.entries.len() {
+                // Nobody asks any more for those before it.
+                self.end_run();
+            }
         }
         self.settle();
+    }
+
+    /// Nothing more is sent for now: what was sent behind the last one that asked is to be looked for.
+    pub(crate) fn end_run(&mut self) {
+        let asked = |entry: &Entry<M>| matches!(entry.state, State::InFlight { asks: true, .. });
+        let from = self.entries.iter().rposition(asked).map_or(0, |at| at + 1);
+        let mut any = false;
+        for entry in self.entries.range_mut(from..) {
+            if matches!(entry.state, State::InFlight { .. }) {
+                (entry.state, entry.suspect) = (State::Waiting, true);
+                self.in_flight -= 1;
+                any = true;
+            }
+        }
+        if any && self.phase == Phase::Sending {
+            self.phase = Phase::Settling { rest: false };
+        }
+        self.run = Run::default();
     }
 
     /// The pause is over.
@@ -298,6 +457,9 @@ impl<M> Window<M> {
     }
 
     fn settle(&mut self) {
+        if matches!(self.phase, Phase::Settling { .. }) && self.in_flight > 0 {
+            self.end_run();
+        }
         if self.in_flight == 0
             && let Phase::Settling { rest } = self.phase
         {

@@ -21,6 +21,7 @@ impl Random {
 struct Wire {
     sequence: u64,
     after: After,
+    asks: bool,
 }
 
 /// A stream there: what it stored, and the ids it still remembers.
@@ -35,6 +36,13 @@ struct Receiver {
 }
 
 const MEMORY: u64 = 40;
+
+/// Everything small: what is rare happens often.
+const RUNS: Runs = Runs { messages_max: 4, bytes_max: usize::MAX, age_max: 12, careful: 5 };
+
+fn window() -> Window<u64> {
+    Window::in_runs(16, usize::MAX, RUNS)
+}
 
 impl Receiver {
     fn take(&mut self, wire: Wire) -> Verdict {
@@ -60,7 +68,7 @@ impl Receiver {
         self.stored.push(Some(wire.sequence));
         self.remembered.insert(wire.sequence, now);
         self.last_id = Some(wire.sequence);
-        Verdict::Arrived
+        Verdict::Stored(self.stored.len() as u64)
     }
 
     fn restart(&mut self) {
@@ -86,6 +94,8 @@ struct World {
     produced: u64,
     cursor: u64,
     parked: Vec<u64>,
+    /// How many were sent without asking.
+    silent: u64,
     now: u64,
 }
 
@@ -93,7 +103,7 @@ impl World {
     fn new(seed: u64, others: bool) -> Self {
         Self {
             random: Random(seed * 2 + 1),
-            window: Window::new(16, usize::MAX),
+            window: window(),
             receiver: Receiver::default(),
             there: VecDeque::new(),
             back: VecDeque::new(),
@@ -102,6 +112,7 @@ impl World {
             produced: 0,
             cursor: 0,
             parked: Vec::new(),
+            silent: 0,
             now: 0,
         }
     }
@@ -125,9 +136,16 @@ impl World {
             Phase::Compare => self.compare(),
             Phase::Sending => {
                 for _ in 0..self.random.below(4) {
-                    if let Some(Send { sequence, after, .. }) = self.window.next_send(self.now) {
-                        self.there.push_back(Wire { sequence, after });
+                    let Some(Send { sequence, after, asks, .. }) = self.window.next_send(self.now) else {
+                        break;
+                    };
+                    if sequence.is_multiple_of(11) {
+                        // It is not to go there.
+                        self.window.done(sequence);
+                        continue;
                     }
+                    self.silent += u64::from(!asks);
+                    self.there.push_back(Wire { sequence, after, asks });
                 }
             }
             Phase::Settling { .. } => {}
@@ -140,7 +158,9 @@ impl World {
         for _ in 0..self.random.below(4) {
             if let Some(wire) = self.there.pop_front() {
                 let verdict = self.receiver.take(wire);
-                self.back.push_back((wire.sequence, verdict));
+                if wire.asks {
+                    self.back.push_back((wire.sequence, verdict));
+                }
             }
         }
         for _ in 0..self.random.below(4) {
@@ -149,7 +169,7 @@ impl World {
                 if faults && self.random.below(40) == 0 {
                     continue;
                 }
-                if self.window.answered(sequence, verdict) && verdict == Verdict::Never {
+                if self.window.answered(sequence, verdict).is_some() && verdict == Verdict::Never {
                     self.parked.push(sequence);
                     self.window.done(sequence);
                 }
@@ -161,7 +181,8 @@ impl World {
         let receiver = &self.receiver;
         let parked = &self.parked;
         let cursor = self.window.take_done(|sequence, _| {
-            let there = receiver.stored.contains(&Some(sequence)) || parked.contains(&sequence);
+            let left_out = parked.contains(&sequence) || sequence.is_multiple_of(11);
+            let there = receiver.stored.contains(&Some(sequence)) || left_out;
             assert!(there, "the cursor is never ahead: {sequence}");
         });
         self.cursor = self.cursor.max(cursor.unwrap_or(0));
@@ -202,7 +223,7 @@ impl World {
             13 => {
                 // We restart: what is not behind the cursor is read again, and may have been sent.
                 self.cut();
-                self.window = Window::new(16, usize::MAX);
+                self.window = window();
                 for sequence in self.cursor + 1..=self.produced {
                     self.window.push(sequence, 1, sequence, true);
                 }
@@ -223,8 +244,14 @@ impl World {
     }
 }
 
+/// Of the others some are never taken there, and some are not to go there.
+fn is_carried(sequence: u64) -> bool {
+    !sequence.is_multiple_of(37) && !sequence.is_multiple_of(11)
+}
+
 #[test]
 fn each_message_arrives_once_and_in_order_through_any_faults() {
+    let mut silent = 0;
     for seed in 0..400 {
         let mut world = World::new(seed, false);
         for _ in 0..1500 {
@@ -232,7 +259,36 @@ fn each_message_arrives_once_and_in_order_through_any_faults() {
         }
         world.finish();
         let arrived: Vec<u64> = world.receiver.stored.iter().flatten().copied().collect();
-        let expected: Vec<u64> = (1..=400_u64).filter(|sequence| !sequence.is_multiple_of(37)).collect();
+        let expected: Vec<u64> = (1..=400_u64).filter(|&sequence| is_carried(sequence)).collect();
+        assert_eq!(arrived, expected, "seed {seed}");
+        silent += world.silent;
+    }
+    assert!(silent > 400 * 20, "silence is part of it: {silent}");
+}
+
+/// Others come and go, and with them the chain. What old connections held comes while their ids are remembered, also
+/// behind a comparison.
+#[test]
+fn a_chain_that_comes_and_goes_loses_nothing() {
+    for seed in 0..800 {
+        let mut world = World::new(seed, false);
+        for _ in 0..1500 {
+            if world.random.below(30) == 0 {
+                world.others = !world.others;
+            }
+            world.step(true);
+            if world.random.below(6) == 0 {
+                for wire in std::mem::take(&mut world.late) {
+                    world.receiver.take(wire);
+                }
+            }
+        }
+        world.late.clear();
+        world.others = false;
+        world.finish();
+        let arrived: std::collections::BTreeSet<u64> =
+            world.receiver.stored.iter().flatten().copied().collect();
+        let expected = (1..=400_u64).filter(|&sequence| is_carried(sequence)).collect();
         assert_eq!(arrived, expected, "seed {seed}");
     }
 }
@@ -253,7 +309,7 @@ fn among_other_writers_each_message_arrives_once() {
         world.finish();
         let mut arrived: Vec<u64> = world.receiver.stored.iter().flatten().copied().collect();
         arrived.sort_unstable();
-        let expected: Vec<u64> = (1..=400_u64).filter(|sequence| !sequence.is_multiple_of(37)).collect();
+        let expected: Vec<u64> = (1..=400_u64).filter(|&sequence| is_carried(sequence)).collect();
         assert_eq!(arrived, expected, "seed {seed}");
     }
 }
@@ -266,7 +322,7 @@ fn a_message_that_is_here_or_was_done_is_not_taken_again() {
     window.online();
     window.compared(|_| false, Some(After::Theirs(7)));
     assert_eq!(window.next_send(1).map(|send| (send.sequence, send.after)), Some((3, After::Theirs(7))));
-    assert!(window.answered(3, Verdict::Arrived));
+    assert!(window.answered(3, Verdict::Arrived).is_some());
     assert_eq!(window.take_done(|_, ()| {}), Some(3));
     assert!(!window.push(2, 1, (), false));
     assert!(window.is_past(3));
@@ -311,4 +367,75 @@ fn bytes_bound_it_too() {
     let mut window = Window::new(100, 10);
     window.push(1, 10, (), false);
     assert_eq!(window.room(), 0);
+}
+
+fn sent(window: &mut Window<()>) -> Vec<(u64, bool)> {
+    std::iter::from_fn(|| window.next_send(1).map(|send| (send.sequence, send.asks))).collect()
+}
+
+fn filled(from: u64, to: u64) -> Window<()> {
+    let runs = Runs { messages_max: 4, bytes_max: 100, age_max: 10, careful: 2 };
+    let mut window = Window::in_runs(64, usize::MAX, runs);
+    for sequence in from..=to {
+        window.push(sequence, 1, (), false);
+    }
+    window.online();
+    window.compared(|_| false, Some(After::Theirs(9)));
+    window
+}
+
+#[test]
+fn one_answer_settles_its_run_if_it_lies_where_it_has_to() {
+    let mut window = filled(1, 6);
+    let asking = [(1, false), (2, false), (3, false), (4, true), (5, false), (6, true)];
+    assert_eq!(sent(&mut window), asking);
+    assert_eq!(window.answered(4, Verdict::Stored(13)), Some(Settled { messages: 4, bytes: 4 }));
+    assert_eq!(window.take_done(|_, ()| {}), Some(4));
+    // Another place: something that is not ours came in between, or ours did not.
+    assert_eq!(window.answered(6, Verdict::Stored(14)), Some(Settled { messages: 1, bytes: 1 }));
+    assert_eq!((window.phase(), window.in_flight()), (Phase::Compare, 0));
+    assert_eq!(window.suspects().map(|(sequence, ())| sequence).collect::<Vec<_>>(), [5]);
+    // Now each asks, for a while.
+    window.compared(|_| false, Some(After::Theirs(14)));
+    for sequence in 7..=12 {
+        window.push(sequence, 1, (), false);
+    }
+    let asking: Vec<bool> = sent(&mut window).into_iter().map(|(_, asks)| asks).collect();
+    assert_eq!(asking, [true, true, false, false, false, true, true]);
+}
+
+#[test]
+fn an_answer_that_says_that_it_was_there_before_says_nothing_of_others() {
+    let mut window = filled(1, 4);
+    assert_eq!(sent(&mut window).len(), 4);
+    assert_eq!(window.answered(4, Verdict::Arrived), Some(Settled { messages: 1, bytes: 1 }));
+    assert_eq!(window.phase(), Phase::Compare);
+    assert_eq!(window.suspects().count(), 3);
+}
+
+#[test]
+fn a_run_whose_end_is_left_out_is_asked_for_by_the_next_or_looked_for() {
+    let mut window = filled(1, 5);
+    for _ in 1..=4 {
+        window.next_send(1).unwrap();
+    }
+    window.done(4);
+    assert_eq!(window.next_send(1).map(|send| (send.sequence, send.asks)), Some((5, true)));
+    assert_eq!(window.answered(5, Verdict::Stored(13)), Some(Settled { messages: 4, bytes: 4 }));
+    let mut window = filled(1, 2);
+    sent(&mut window);
+    window.done(2);
+    assert_eq!((window.phase(), window.suspects().count()), (Phase::Compare, 1));
+}
+
+#[test]
+fn a_run_that_is_stopped_is_looked_for() {
+    let mut window = filled(1, 4);
+    window.next_send(1).unwrap();
+    window.end_run();
+    assert_eq!((window.in_flight(), window.suspects().count()), (0, 1));
+    // Long ago begun: the next one asks.
+    let mut window = filled(1, 4);
+    window.next_send(1).unwrap();
+    assert_eq!(window.next_send(20).map(|send| send.asks), Some(true));
 }

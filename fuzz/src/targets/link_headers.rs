@@ -57,6 +57,8 @@ pub fn run(block: &[u8]) {
 pub fn seeds() -> Vec<Vec<u8>> {
     [
         "NATS/1.0\r\nBeamlog-Hops: FIRST@17:1,UP@17:3\r\nBeamlog-Origin-Time: 99\r\nBeamlog-Msg-Id: own\r\n\r\n",
+        "NATS/1.0\r\nNats-Msg-Id: S@17:5\r\nBeamlog-Origin-Time: 99\r\n\r\n",
+        "NATS/1.0\r\nBeamlog-Hops: A@1:1\r\nNats-Msg-Id: S@17:5\r\nBeamlog-Origin: UP 17 3 99\r\n\r\n",
         "NATS/1.0\r\nBeamlog-Origin: UP 17 3 99\r\nNats-Msg-Id: 4f2a\r\nUser: u\r\n\r\n",
         "NATS/1.0\r\nBeamlog-Origin: UP 17 3 99 keep after=2\r\n\r\n",
         "NATS/1.0\r\nBeamlog-Bucket: 1763740800000000000 0123456789abcdef\r\nKV-Operation: DEL\r\n\r\n",

@@ -1,6 +1,7 @@
 //! Streams from here to there. Our durable consumer is the cursor; it moves when their publish ack came, and
 //! never before. Several messages are on their way at once; what is sent again was looked for there first,
-//! so that nothing depends on how long their window of ids is.
+//! so that nothing depends on how long their window of ids is. Where nobody else writes, one publish ack speaks for
+//! a run of messages ([`super::window`]).
 
 pub(super) mod remote;
 
@@ -8,7 +9,7 @@ pub(super) use self::remote::epoch;
 
 use std::time::Duration;
 
-use async_nats::jetstream::publish::PublishAck;
+use async_nats::header::{self, HeaderValue};
 use beamlog_router::api::error::ApiError;
 use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::time::Instant;
@@ -21,19 +22,23 @@ use super::mapping;
 use super::rules::{ExportStream, Rule};
 use super::runtime::{Backoff, RuleContext, explained};
 use super::trail::{self, StreamKey, Trail};
-use super::window::{After, Phase, Send, Verdict, Window};
+use super::window::{After, Phase, Runs, Send, Settled, Verdict, Window};
 
 /// Messages on their way at once, and bytes of them.
 const WINDOW_MESSAGES: usize = 1024;
 const WINDOW_BYTES: usize = 16 << 20;
+/// Of a run only the last message asks for a publish ack. Times are milliseconds.
+const RUNS: Runs = Runs { messages_max: 32, bytes_max: 128 << 10, age_max: 200, careful: 1024 };
 /// How long their publish ack may take.
 const ACK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the lag is measured and answers are missed.
 const TICK: Duration = Duration::from_millis(500);
 /// Waits between attempts, when something cannot be done now.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// Messages that are asked for beyond the room there is, so that they are here when there is.
+const AHEAD: usize = 256;
 /// Messages that are sent before answers are looked at.
-const BURST: usize = 64;
+const BURST: usize = 256;
 
 /// Why a transfer ended.
 enum Ended {
@@ -103,7 +108,7 @@ impl Exporter {
         let name = local::consumer_name(&[&context.link, "export", filter.unwrap_or_default(), mapped]);
         let (local, held) =
             LocalConsumer::open(&context.router, &rule.stream, &name, filter, rule.start).await?;
-        let mut window = Window::new(WINDOW_MESSAGES, WINDOW_BYTES);
+        let mut window = Window::in_runs(WINDOW_MESSAGES, WINDOW_BYTES, RUNS);
         for message in held {
             window.push(message.sequence, size(&message), message, true);
         }
@@ -196,7 +201,7 @@ impl Exporter {
             if draining && self.window.in_flight() == 0 {
                 return Ended::Stopping;
             }
-            if !draining && let Err(error) = self.local.ask(self.window.room()).await {
+            if !draining && let Err(error) = self.local.ask(self.window.room() + AHEAD).await {
                 return Ended::Here(format!("stream {} here: {error}", self.rule.stream));
             }
             let more = self.window.phase() == Phase::Compare;
@@ -243,7 +248,10 @@ impl Exporter {
                     return Ended::There("comparing both sides, as asked".to_owned());
                 }
                 () = &mut lost => return Ended::Lost,
-                () = &mut stopping, if !draining => draining = true,
+                () = &mut stopping, if !draining => {
+                    draining = true;
+                    self.window.end_run();
+                }
             }
         }
     }
@@ -264,7 +272,9 @@ impl Exporter {
     ) -> Result<(), Ended> {
         let now = self.now();
         for _ in 0..BURST {
-            let Some(Send { sequence, message, after }) = self.window.next_send(now) else { return Ok(()) };
+            let Some(Send { sequence, message, after, asks }) = self.window.next_send(now) else {
+                return Ok(());
+            };
             let trail = Trail::of_block(&message.headers);
             let subject = mapping::apply(self.rule.mapping.as_ref(), &message.subject)
                 .and_then(|subject| String::from_utf8(subject.into()).ok());
@@ -293,13 +303,20 @@ impl Exporter {
             let mut headers = trail::outward(&message.headers, &trail, &self.key, sequence, message.time);
             match after {
                 After::Anything => {}
-                After::Theirs(last) => headers.insert(trail::EXPECTED_LAST, last.to_string().as_str()),
-                After::Ours(last) => headers.insert(trail::EXPECTED_LAST_ID, self.key.id(last).as_str()),
+                After::Theirs(last) => {
+                    headers.insert(header::NATS_EXPECTED_LAST_SEQUENCE, HeaderValue::from(last))
+                }
+                After::Ours(last) => headers.insert(header::NATS_EXPECTED_LAST_MESSAGE_ID, self.key.id(last)),
             }
             let payload = message.payload.clone();
             context.limit.pass(size(message)).await;
-            let reply = format!("{inbox}.{sequence}");
-            let sent = session.client.publish_with_reply_and_headers(subject, reply, headers, payload).await;
+            let client = &session.client;
+            let sent = if asks {
+                let reply = format!("{inbox}.{sequence}");
+                client.publish_with_reply_and_headers(subject, reply, headers, payload).await
+            } else {
+                client.publish_with_headers(subject, headers, payload).await
+            };
             if let Err(error) = sent {
                 if error.kind() == async_nats::client::PublishErrorKind::Send {
                     return Err(Ended::Lost);
@@ -328,16 +345,20 @@ impl Exporter {
     ) -> Result<(), Ended> {
         let sequence = answer.subject.strip_prefix(inbox).and_then(|rest| rest.strip_prefix('.'));
         let Some(sequence) = sequence.and_then(|text| text.parse().ok()) else { return Ok(()) };
-        let bytes = self.window.get(sequence).map_or(0, size) as u64;
         match remote::verdict(&answer) {
-            remote::Answer::Stored(PublishAck { duplicate, .. }) => {
-                if self.window.answered(sequence, Verdict::Arrived) {
+            remote::Answer::Stored(place) => {
+                if let Some(Settled { messages, bytes }) =
+                    self.window.answered(sequence, Verdict::Stored(place))
+                {
                     backoff.reset();
-                    if duplicate {
-                        context.meter.duplicates(1);
-                    } else {
-                        context.meter.transferred(1, bytes);
-                    }
+                    context.meter.transferred(messages, bytes);
+                    context.running(&self.label);
+                }
+            }
+            remote::Answer::Duplicate => {
+                if self.window.answered(sequence, Verdict::Arrived).is_some() {
+                    backoff.reset();
+                    context.meter.duplicates(1);
                     context.running(&self.label);
                 }
             }
@@ -353,13 +374,13 @@ impl Exporter {
                 self.window.answered(sequence, Verdict::OutOfOrder);
             }
             remote::Answer::Again(cause) => {
-                if self.window.answered(sequence, Verdict::Again) {
+                if self.window.answered(sequence, Verdict::Again).is_some() {
                     context.degraded(&self.label, cause);
                 }
             }
             remote::Answer::Never(reason) => {
                 let Some(message) = self.message(sequence) else { return Ok(()) };
-                if self.window.answered(sequence, Verdict::Never) {
+                if self.window.answered(sequence, Verdict::Never).is_some() {
                     self.park(context, sequence, &message, &reason).await?;
                 }
             }

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 
 use async_nats::StatusCode;
 use async_nats::jetstream::ErrorCode;
-use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::RawMessageErrorKind;
 use beamlog_router::subject;
@@ -216,21 +215,36 @@ pub(in crate::link) fn epoch(info: &async_nats::jetstream::stream::Info) -> u64 
 /// What an answer to a publish says.
 #[derive(Debug)]
 pub(super) enum Answer {
-    Stored(PublishAck),
+    /// Under this sequence of theirs.
+    Stored(u64),
+    /// It was there before.
+    Duplicate,
     NoStream,
     OutOfOrder,
     Again(String),
     Never(String),
 }
 
+/// What of an answer matters here.
+#[derive(Deserialize)]
+struct PublishAnswer {
+    #[serde(default)]
+    error: Option<async_nats::jetstream::Error>,
+    #[serde(default, rename = "seq")]
+    sequence: Option<u64>,
+    #[serde(default)]
+    duplicate: bool,
+}
+
 pub(super) fn verdict(answer: &async_nats::Message) -> Answer {
     if answer.status == Some(StatusCode::NO_RESPONDERS) {
         return Answer::NoStream;
     }
-    let parsed: Result<Response<PublishAck>, _> = serde_json::from_slice(&answer.payload);
-    match parsed {
-        Ok(Response::Ok(ack)) => Answer::Stored(ack),
-        Ok(Response::Err { error }) => refusal(&error),
+    match serde_json::from_slice::<PublishAnswer>(&answer.payload) {
+        Ok(PublishAnswer { error: Some(error), .. }) => refusal(&error),
+        Ok(PublishAnswer { duplicate: true, .. }) => Answer::Duplicate,
+        Ok(PublishAnswer { sequence: Some(sequence), .. }) => Answer::Stored(sequence),
+        Ok(_) => Answer::Again("an answer that says neither".to_owned()),
         Err(error) => Answer::Again(format!("an answer that cannot be read: {error}")),
     }
 }

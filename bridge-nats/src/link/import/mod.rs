@@ -380,7 +380,7 @@ impl Importer {
     /// Hands to the log what may be handed to it now.
     async fn store(&mut self, context: &RuleContext, target: &Target) -> Result<(), Ended> {
         let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        while let Some(Send { sequence, message, after }) = self.window.next_send(now) {
+        while let Some(Send { sequence, message, after, .. }) = self.window.next_send(now) {
             let after = match after {
                 After::Ours(after) => Some(after),
                 After::Anything | After::Theirs(_) => None,
@@ -416,7 +416,7 @@ impl Importer {
         match outcome.result {
             Ok(Published::Stored(_)) => {
                 backoff.reset();
-                if self.window.answered(sequence, Verdict::Arrived) {
+                if self.window.answered(sequence, Verdict::Arrived).is_some() {
                     context.meter.transferred(1, bytes);
                     context.running(&self.label);
                 }
@@ -430,7 +430,7 @@ impl Importer {
             }
             Err(refusal) if is_for_ever(&refusal) => {
                 let Some(message) = self.window.get(sequence).cloned() else { return Ok(()) };
-                if self.window.answered(sequence, Verdict::Never) {
+                if self.window.answered(sequence, Verdict::Never).is_some() {
                     let reason = refusal.to_string();
                     self.park(context, sequence, &message, &reason).await?;
                 }
