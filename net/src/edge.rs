@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 
-use crate::certificates::{Certificates, chain};
+use crate::certificates::{CertificateStatus, Certificates, chain};
 use crate::handshake::RefusalCount;
 use crate::peer::{BoxFuture, Introduction, Lane, PeerHandler, PeerId, Refusal, Session};
 use crate::transport::{
@@ -63,6 +63,12 @@ impl Edge {
         self.0.rebind(listen)
     }
 
+    /// The certificate that hubs are shown.
+    #[must_use]
+    pub fn certificates(&self) -> CertificateStatus {
+        self.0.certificates().status()
+    }
+
     /// The hubs that are known.
     #[must_use]
     pub fn hubs(&self) -> Vec<PeerSnapshot> {
@@ -101,6 +107,12 @@ impl Hub {
     #[must_use]
     pub fn local_address(&self) -> SocketAddr {
         self.0.local_address()
+    }
+
+    /// The certificate that edges are shown.
+    #[must_use]
+    pub fn certificates(&self) -> CertificateStatus {
+        self.0.certificates().status()
     }
 
     /// The edges that are known.

@@ -8,13 +8,16 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use beamlog_nats::link::hub::{self, Hubs, NoTunnel};
 use beamlog_nats::{Grant, Guest, Server};
-use beamlog_net::certificates::{CertificateFiles, Certificates, LoadError};
+use beamlog_net::certificates::{CertificateFiles, CertificateStatus, Certificates, LoadError};
 use beamlog_net::edge::{Edge, Hub, in_words};
 use beamlog_net::peer::{BoxFuture, Introduction, PeerId};
 use beamlog_net::transport::{BindError, Tunnel, TunnelHandler, Urgency};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::Mutex;
 use tracing::{info, warn};
 
@@ -102,7 +105,13 @@ fn halves(tunnel: Tunnel) -> hub::Tunnel {
     hub::Tunnel { reader, writer }
 }
 
+/// How long a session with hubs is kept when no link uses it: one that connects again finds it.
+const UNUSED_MAX: Duration = Duration::from_secs(1);
+
 /// Dials hubs for the links of this node. Clones are the same.
+///
+/// Sessions end when no link uses them any more: in a cluster another node may be the edge from then on, and a hub
+/// takes one at a time of a name.
 #[derive(Clone, Debug)]
 pub(crate) struct EdgeDialer(Arc<Dialer>);
 
@@ -110,7 +119,86 @@ pub(crate) struct EdgeDialer(Arc<Dialer>);
 struct Dialer {
     me: PeerId,
     /// By folder of certificates. As many as links ever named.
-    edges: Mutex<BTreeMap<PathBuf, Edge>>,
+    edges: Mutex<BTreeMap<PathBuf, Known>>,
+}
+
+#[derive(Debug)]
+struct Known {
+    edge: Edge,
+    /// What its tunnels hold.
+    used: Weak<Use>,
+}
+
+/// Held by each tunnel over the edge of a folder.
+#[derive(Debug)]
+struct Use {
+    folder: PathBuf,
+    dialer: Weak<Dialer>,
+    /// Tunnels may be dropped anywhere.
+    runtime: tokio::runtime::Handle,
+}
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        let (folder, dialer) = (std::mem::take(&mut self.folder), Weak::clone(&self.dialer));
+        drop(self.runtime.spawn(async move {
+            tokio::time::sleep(UNUSED_MAX).await;
+            if let Some(dialer) = dialer.upgrade() {
+                dialer.end_unused(&folder).await;
+            }
+        }));
+    }
+}
+
+/// The reading half of a tunnel, which says that its edge is in use.
+struct Used {
+    reader: hub::TunnelReader,
+    _used: Arc<Use>,
+}
+
+impl AsyncRead for Used {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.reader).poll_read(context, buffer)
+    }
+}
+
+impl Dialer {
+    async fn edge(self: &Arc<Self>, folder: &Path) -> Result<(Edge, Arc<Use>), NoTunnel> {
+        let mut edges = self.edges.lock().await;
+        let fresh = || {
+            let (dialer, runtime) = (Arc::downgrade(self), tokio::runtime::Handle::current());
+            Arc::new(Use { folder: folder.to_owned(), dialer, runtime })
+        };
+        if let Some(known) = edges.get_mut(folder) {
+            let used = known.used.upgrade().unwrap_or_else(fresh);
+            known.used = Arc::downgrade(&used);
+            return Ok((known.edge.clone(), used));
+        }
+        let told =
+            |error: &dyn std::error::Error| NoTunnel(format!("{}: {}", folder.display(), err_chain(error)));
+        let read = folder.to_owned();
+        let loaded = tokio::task::spawn_blocking(move || load(&read)).await;
+        let certificates = loaded.map_err(|error| told(&error))?.map_err(|error| told(&error))?;
+        let edge = Edge::start(self.me, certificates).map_err(|error| told(&error))?;
+        let used = fresh();
+        edges.insert(folder.to_owned(), Known { edge: edge.clone(), used: Arc::downgrade(&used) });
+        Ok((edge, used))
+    }
+
+    async fn end_unused(&self, folder: &Path) {
+        let mut edges = self.edges.lock().await;
+        let is_unused = edges.get(folder).is_some_and(|known| known.used.strong_count() == 0);
+        let ended = is_unused.then(|| edges.remove(folder)).flatten();
+        drop(edges);
+        // Whoever dials in this moment is refused once, and tries again.
+        if let Some(known) = ended {
+            known.edge.close().await;
+        }
+    }
 }
 
 impl EdgeDialer {
@@ -118,26 +206,17 @@ impl EdgeDialer {
         Self(Arc::new(Dialer { me, edges: Mutex::default() }))
     }
 
-    async fn edge(&self, folder: &Path) -> Result<Edge, NoTunnel> {
-        let mut edges = self.0.edges.lock().await;
-        if let Some(edge) = edges.get(folder) {
-            return Ok(edge.clone());
-        }
-        let told =
-            |error: &dyn std::error::Error| NoTunnel(format!("{}: {}", folder.display(), err_chain(error)));
-        let read = folder.to_owned();
-        let loaded = tokio::task::spawn_blocking(move || load(&read)).await;
-        let certificates = loaded.map_err(|error| told(&error))?.map_err(|error| told(&error))?;
-        let edge = Edge::start(self.0.me, certificates).map_err(|error| told(&error))?;
-        edges.insert(folder.to_owned(), edge.clone());
-        Ok(edge)
+    /// The certificates that hubs were shown, by folder.
+    pub(crate) async fn certificates(&self) -> Vec<(PathBuf, CertificateStatus)> {
+        let edges = self.0.edges.lock().await;
+        edges.iter().map(|(folder, known)| (folder.clone(), known.edge.certificates())).collect()
     }
 
     /// Says good-bye to all hubs.
     pub(crate) async fn close(&self) {
         let edges = std::mem::take(&mut *self.0.edges.lock().await);
-        for edge in edges.into_values() {
-            edge.close().await;
+        for known in edges.into_values() {
+            known.edge.close().await;
         }
     }
 }
@@ -154,9 +233,10 @@ impl Hubs for EdgeDialer {
             hub::Urgency::Express => Urgency::Express,
         };
         Box::pin(async move {
-            let edge = self.edge(certificates).await?;
-            let tunnel = edge.tunnel(address, urgency).await;
-            tunnel.map(halves).map_err(|error| NoTunnel(in_words(&error)))
+            let (edge, used) = self.0.edge(certificates).await?;
+            let tunnel = edge.tunnel(address, urgency).await.map_err(|error| NoTunnel(in_words(&error)))?;
+            let hub::Tunnel { reader, writer } = halves(tunnel);
+            Ok(hub::Tunnel { reader: Box::new(Used { reader, _used: used }), writer })
         })
     }
 }

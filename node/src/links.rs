@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use beamlog_nats::link::status::LinkStatus;
 use beamlog_nats::link::{LinkError as RuntimeError, Links};
+use beamlog_net::certificates::CertificateStatus;
 use beamlog_net::peer::PeerId;
 use beamlog_router::Router;
 use beamlog_router::replica::Role;
@@ -262,6 +263,11 @@ impl NodeLinks {
         }));
         shown.sort_by(|left, right| left.table.name.cmp(&right.table.name));
         shown
+    }
+
+    /// The certificates that hubs were shown, by folder.
+    pub(crate) async fn certificates(&self) -> Vec<(PathBuf, CertificateStatus)> {
+        self.dialer.certificates().await
     }
 
     /// Stops all links within `grace`. *Cancel safety*: they are told to stop at once.

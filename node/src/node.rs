@@ -233,6 +233,7 @@ impl Node {
             api,
             Arc::clone(&links),
             member.clone(),
+            hub.clone(),
             options.clone(),
             started,
             serving,

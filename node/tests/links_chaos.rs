@@ -29,6 +29,8 @@ use tokio::sync::watch;
 
 #[path = "links_chaos/cluster.rs"]
 mod cluster;
+#[path = "links_chaos/edge.rs"]
+mod edge;
 
 const PUBLISHERS: u64 = 4;
 const IN_FLIGHT: u64 = 32;

@@ -1,6 +1,7 @@
 //! `/healthz` and `/readyz`: can this node do its work, and if not or only in part, why.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use axum::Json;
 use axum::extract::State;
@@ -10,6 +11,7 @@ use beamlog_nats::link::status::LinkState;
 use beamlog_router::Health;
 use serde_json::{Value, json};
 
+use crate::admin::certificates;
 use crate::admin::monitor::Monitor;
 use crate::admin::query::{BadParameter, Query};
 
@@ -31,12 +33,15 @@ pub(super) async fn healthz(
         None => json!({ "status": "ok" }),
         Some(error) => json!({ "status": "unavailable", "status_code": 503, "error": error }),
     };
-    let degraded = degraded(&monitor, &health);
+    let certificates = monitor.certificates().await;
+    let mut degraded = degraded(&monitor, &health);
+    degraded.extend(certificates::problems(&certificates, SystemTime::now()));
     if !degraded.is_empty() {
         body["degraded"] = json!(degraded);
     }
     if with_details {
         body["details"] = details(&monitor, &health);
+        body["details"]["certificates"] = certificates::details(&certificates);
     }
     let status = if failure.is_some() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     Ok((status, Json(body)).into_response())

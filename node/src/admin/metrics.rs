@@ -3,6 +3,7 @@
 
 use std::fmt::{self, Write};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
@@ -21,6 +22,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use crate::admin::certificates;
 use crate::admin::monitor::Monitor;
 use crate::admin::process;
 
@@ -41,6 +43,9 @@ struct Figures {
     open_files: u64,
     uptime_seconds: f64,
     links: Vec<LinkStatus>,
+    certificate_seconds: f64,
+    edges: usize,
+    edges_refused: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -270,6 +275,15 @@ static METRICS: &[Metric] = &[
     gauge("beamlog_tasks_failed", "1 while the log takes no events and nothing is decided", |f| {
         truth(f.tasks.failed.is_some())
     }),
+    gauge(
+        "beamlog_net_certificate_expiry_seconds",
+        "Time until the first certificate in use, or its last root, ends; +Inf without any",
+        |f| f.certificate_seconds,
+    ),
+    gauge("beamlog_net_edges", "Edges connected to this hub", |f| float(f.edges as u64)),
+    counter("beamlog_net_edges_refused", "Connections of edges that this hub refused", |f| {
+        float(f.edges_refused)
+    }),
     gauge("beamlog_node_draining", "1 while the node is stopping", |f| truth(f.draining)),
     gauge("beamlog_node_uptime_seconds", "Time since the start", |f| f.uptime_seconds),
     gauge("process_resident_memory_bytes", "Memory in use", |f| float(f.resident_bytes)),
@@ -401,6 +415,7 @@ static LINK_METRICS: &[LinkMetric] = &[
 pub(super) async fn metrics(State(monitor): State<Arc<Monitor>>) -> impl IntoResponse {
     monitor.count("/metrics");
     let recovery = monitor.router.recovery();
+    let hub = monitor.hub.as_ref();
     let figures = Figures {
         router: monitor.router.stats(),
         server: monitor.server.stats(),
@@ -416,6 +431,9 @@ pub(super) async fn metrics(State(monitor): State<Arc<Monitor>>) -> impl IntoRes
         open_files: process::open_files(),
         uptime_seconds: monitor.uptime().as_secs_f64(),
         links: monitor.links.running().status(),
+        certificate_seconds: certificates::seconds_left(&monitor.certificates().await, SystemTime::now()),
+        edges: hub.map_or(0, |hub| hub.edges().iter().filter(|edge| edge.session.is_some()).count()),
+        edges_refused: hub.map_or(0, |hub| hub.refusals().iter().map(|refusal| refusal.count).sum()),
     };
     let mut registry = Registry::default();
     // What an ack of any stream means (DR23), and which program this is.

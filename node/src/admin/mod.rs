@@ -1,6 +1,7 @@
 //! The admin HTTP server: health, metrics, and monitoring with nats-server's paths and fields.
 //! Read-only, but for links and the cluster. Table of contents only.
 
+mod certificates;
 mod cluster;
 mod connz;
 mod health;

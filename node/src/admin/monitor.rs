@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use beamlog_nats::jetstream::Api;
 use beamlog_nats::{Server, rfc3339};
+use beamlog_net::edge::Hub;
 use beamlog_router::Router;
 
 use crate::cluster::NodeCluster;
@@ -21,6 +22,7 @@ pub(crate) struct Monitor {
     pub(super) api: Api,
     pub(super) links: Arc<NodeLinks>,
     pub(super) cluster: Option<NodeCluster>,
+    pub(super) hub: Option<Hub>,
     pub(super) options: NodeOptions,
     pub(super) started: SystemTime,
     pub(super) tasks: Option<Arc<Serving>>,
@@ -36,13 +38,14 @@ impl Monitor {
         api: Api,
         links: Arc<NodeLinks>,
         cluster: Option<NodeCluster>,
+        hub: Option<Hub>,
         options: NodeOptions,
         started: SystemTime,
         tasks: Option<Arc<Serving>>,
     ) -> Self {
         let draining = AtomicBool::new(false);
         let requests = Mutex::default();
-        Self { router, server, api, links, cluster, options, started, tasks, draining, requests }
+        Self { router, server, api, links, cluster, hub, options, started, tasks, draining, requests }
     }
 
     pub(crate) fn set_draining(&self) {

@@ -472,3 +472,38 @@ fn a_certificate_is_renewed_while_the_link_runs() {
     until_link(&edge, "hub", |status| status["state"] == "connected" && status["reconnects"] != 0);
     assert!(!hub.log().contains("refused a peer"), "{}", hub.log());
 }
+
+/// As in a cluster, whose nodes share the certificate: the one that runs the link is the edge.
+#[test]
+fn an_edge_may_move_to_another_node_when_the_first_one_stops_its_link() {
+    let site = Site::new();
+    let hub = site.hub(TempDir::new().unwrap(), "");
+    let (first, second) = (Node::start(), Node::start());
+    let folder = site.path("site7");
+    let url = site.hub_url();
+    let add = ["add", "hub", "--url", &url, "--export", "subject=a.>", "--certificates"];
+    let add = [&add[..], &[folder.to_str().unwrap()]].concat();
+    outcome(&link(&first, &add)).unwrap();
+    until_link(&first, "hub", |status| status["state"] == "connected");
+    // One at a time.
+    outcome(&link(&second, &add)).unwrap();
+    degraded(&second, "hub", &["known under another id"]);
+    outcome(&link(&first, &["pause", "hub"])).unwrap();
+    until_link(&second, "hub", |status| status["state"] == "connected");
+    outcome(&link(&first, &["resume", "hub"])).unwrap();
+    degraded(&first, "hub", &["known under another id"]);
+    outcome(&link(&second, &["rm", "hub"])).unwrap();
+    until_link(&first, "hub", |status| status["state"] == "connected");
+    // What it is shown says until when.
+    let details = first.get_json("/healthz?details=1")["details"]["certificates"].clone();
+    assert_eq!((details[0]["name"].as_str(), details.as_array().map(Vec::len)), (Some("site7"), Some(1)));
+    assert_eq!(hub.get_json("/healthz?details=1")["details"]["certificates"][0]["for"], "edges");
+    let (_, metrics) = hub.get("/metrics");
+    let metric = |name: &str| {
+        let line = metrics.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap();
+        line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    assert!((metric("beamlog_net_edges") - 1.0).abs() < 0.5, "{metrics}");
+    assert!(metric("beamlog_net_edges_refused_total") >= 1.0);
+    assert!(metric("beamlog_net_certificate_expiry_seconds") > 86_400.0);
+}

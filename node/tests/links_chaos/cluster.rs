@@ -87,18 +87,19 @@ fn ask(node: &Value, arguments: &[&str]) -> Option<Vec<u8>> {
 }
 
 /// A port from which all those that a cluster of three derives are free.
-fn free_base() -> u16 {
+pub(crate) fn free_base() -> u16 {
     let is_free = |base: u16| {
         (0..3).all(|node| {
             StdListener::bind(("127.0.0.1", base + node)).is_ok()
                 && StdListener::bind(("127.0.0.1", base + 1000 + node)).is_ok()
                 && std::net::UdpSocket::bind(("127.0.0.1", base + 2000 + node)).is_ok()
+                && std::net::UdpSocket::bind(("127.0.0.1", base + 2003 + node)).is_ok()
         })
     };
     (0..100).map(|_| free_port().clamp(1024, 60_000)).find(|base| is_free(*base)).unwrap()
 }
 
-async fn connect_all(urls: Vec<String>) -> Client {
+pub(crate) async fn connect_all(urls: Vec<String>) -> Client {
     ConnectOptions::new()
         .retry_on_initial_connect()
         .request_timeout(Some(Duration::from_secs(3)))
