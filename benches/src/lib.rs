@@ -14,3 +14,4 @@ pub mod process;
 pub mod report;
 pub mod rows;
 pub mod trace;
+pub mod trio;

@@ -11,7 +11,7 @@ use clap::Parser;
 /// Measures Beamlog beside nats-server and beside the bare device, and prints medians and ratios.
 ///
 /// Rows: 1 publish with 128 in flight; 2 with one in flight; 3 the engine in process; 4 core pub/sub;
-/// 5 request/reply; 6 consumers; 9 a thousand streams; 10 restart with many messages; 11 start, memory;
+/// 5 request/reply; 6 consumers; 8 three nodes; 9 a thousand streams; 10 restart with many messages; 11 start, memory;
 /// 12 a link beside its client library.
 #[derive(Debug, Parser)]
 #[command(version)]

@@ -1,5 +1,6 @@
 //! The rows of the measurement plan, each in its own file, and what they share.
 
+pub mod cluster;
 pub mod consume;
 pub mod engine;
 pub mod link;
@@ -93,17 +94,18 @@ pub fn run(row: u8, plan: &Plan) -> Result<Vec<Comparison>, RowError> {
         4 => pubsub::row_4(plan),
         5 => request::row_5(plan),
         6 => consume::row_6(plan),
+        8 => cluster::row_8(plan),
         9 => many::row_9(plan),
         10 => restart::row_10(plan),
         11 => start::row_11(plan),
         12 => link::row_12(plan),
         13 => tasks::row_13(plan),
-        other => Err(format!("there is no row {other}; there are 1 2 3 4 5 6 9 10 11 12 13").into()),
+        other => Err(format!("there is no row {other}; there are 1 2 3 4 5 6 8 9 10 11 12 13").into()),
     }
 }
 
 /// The rows there are.
-pub const ROWS: [u8; 11] = [1, 2, 3, 4, 5, 6, 9, 10, 11, 12, 13];
+pub const ROWS: [u8; 12] = [1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13];
 
 /// Sets CPU per message and peak memory of a server, `before` being what it had used at the start.
 fn set_usage(figures: &mut Figures, server: &Server, before: Usage, messages: u64) {
