@@ -4,6 +4,7 @@
 use beamlog_log::{Sequence, Timestamp};
 
 use crate::api::request::PublishOutcome;
+use crate::stream::Abandoned;
 
 /// One delivery of one message to a consumer's client.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +74,12 @@ pub enum Advisory {
     },
     StreamDeleted {
         stream: String,
+    },
+    /// Messages of an atomic batch came, and not all of them.
+    BatchAbandoned {
+        stream: String,
+        batch: String,
+        reason: Abandoned,
     },
     ConsumerCreated {
         stream: String,

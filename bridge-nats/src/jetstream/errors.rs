@@ -4,7 +4,7 @@
 //! Codes of our own, for what nats-server has no word, are 19,000 to 19,099; `docs/reference/error-codes.md`
 //! lists them and a test holds it to this file.
 
-use beamlog_router::api::error::{ApiError, ConsumerConfigError, PublishRefusal};
+use beamlog_router::api::error::{ApiError, BatchRefusal, ConsumerConfigError, PublishRefusal};
 
 use super::json::Malformed;
 use super::time;
@@ -94,7 +94,19 @@ impl From<&PublishRefusal> for ErrorBody {
             }
             PublishRefusal::TtlDisabled => (400, 10166),
             PublishRefusal::TtlInvalid => (400, 10165),
-            PublishRefusal::AtomicBatchDisabled => (400, 10174),
+            PublishRefusal::Batch(refusal) => match refusal {
+                BatchRefusal::Disabled => (400, 10174),
+                BatchRefusal::MissingSequence => (400, 10175),
+                BatchRefusal::Incomplete => (400, 10176),
+                BatchRefusal::UnsupportedHeader { .. } => (400, 10177),
+                BatchRefusal::InvalidId => (400, 10179),
+                BatchRefusal::TooLarge { .. } => (400, 10199),
+                BatchRefusal::InvalidCommit => (400, 10200),
+                BatchRefusal::DuplicateMessageId => (400, 10201),
+                BatchRefusal::TooManyOpen => (429, 10210),
+                BatchRefusal::WrongLastSequence => (400, 10164),
+                BatchRefusal::Rollup { .. } => (500, 10111),
+            },
             PublishRefusal::CountersDisabled => (400, 10168),
             PublishRefusal::SchedulesDisabled => (400, 10188),
             PublishRefusal::MessageIdReused { .. } => (409, MESSAGE_ID_REUSED),
@@ -224,7 +236,17 @@ mod tests {
             PublishRefusal::RollupInvalid { value: "{value}".to_owned() },
             PublishRefusal::TtlDisabled,
             PublishRefusal::TtlInvalid,
-            PublishRefusal::AtomicBatchDisabled,
+            PublishRefusal::Batch(BatchRefusal::Disabled),
+            PublishRefusal::Batch(BatchRefusal::MissingSequence),
+            PublishRefusal::Batch(BatchRefusal::Incomplete),
+            PublishRefusal::Batch(BatchRefusal::UnsupportedHeader { name: "{header}" }),
+            PublishRefusal::Batch(BatchRefusal::InvalidId),
+            PublishRefusal::Batch(BatchRefusal::TooLarge { messages: 0 }),
+            PublishRefusal::Batch(BatchRefusal::InvalidCommit),
+            PublishRefusal::Batch(BatchRefusal::DuplicateMessageId),
+            PublishRefusal::Batch(BatchRefusal::TooManyOpen),
+            PublishRefusal::Batch(BatchRefusal::WrongLastSequence),
+            PublishRefusal::Batch(BatchRefusal::Rollup { what: "{value}" }),
             PublishRefusal::CountersDisabled,
             PublishRefusal::SchedulesDisabled,
             PublishRefusal::MessageIdReused { stored: Sequence(0) },

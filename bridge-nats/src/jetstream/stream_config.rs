@@ -74,6 +74,7 @@ pub(super) fn read(payload: &[u8]) -> Result<StreamConfig, ErrorBody> {
         allow_direct: fields.boolean("allow_direct")?,
         mirror_direct: fields.boolean("mirror_direct")?,
         allow_message_ttl: fields.boolean("allow_msg_ttl")?,
+        allow_atomic: fields.boolean("allow_atomic")?,
         subject_delete_marker_ttl_nanos: limit(fields.signed("subject_delete_marker_ttl")?),
         consumer_limits: consumer_limits(&mut fields)?,
         metadata: version::without_ours(fields.texts("metadata")?),
@@ -97,7 +98,6 @@ fn unsupported(fields: &mut Fields) -> Result<Option<&'static str>, Malformed> {
     found(fields.object("mirror")?.is_some(), "stream mirrors are");
     found(!fields.list("sources")?.is_empty(), "stream sources are");
     found(fields.boolean("allow_msg_counter")?, "message counters are");
-    found(fields.boolean("allow_atomic")?, "atomic batch publishing is");
     found(fields.boolean("allow_batched")?, "fast batch publishing is");
     found(fields.boolean("allow_msg_schedules")?, "message scheduling is");
     match fields.string("persist_mode")?.as_str() {
@@ -239,9 +239,10 @@ pub(super) fn write(config: &StreamConfig, server: bool, object: &mut Object<'_>
         inner.number_unless_zero("max_ack_pending", limits.max_ack_pending.unwrap_or(0));
     });
     object.boolean("allow_msg_ttl", config.allow_message_ttl);
+    object.boolean_if_set("allow_atomic", config.allow_atomic);
     let marker = config.subject_delete_marker_ttl_nanos.unwrap_or(0);
     object.number_unless_zero("subject_delete_marker_ttl", marker);
-    let level = u8::from(config.allow_message_ttl || marker > 0);
+    let level = if config.allow_atomic { 2 } else { u8::from(config.allow_message_ttl || marker > 0) };
     version::write_metadata(&config.metadata, level, server, object);
 }
 
@@ -359,7 +360,6 @@ mod tests {
             (r#""mirror":{"name":"B"}"#, "stream mirrors are not supported"),
             (r#""sources":[{"name":"B"}]"#, "stream sources are not supported"),
             (r#""allow_msg_counter":true"#, "message counters are not supported"),
-            (r#""allow_atomic":true"#, "atomic batch publishing is not supported"),
             (r#""allow_batched":true"#, "fast batch publishing is not supported"),
             (r#""allow_msg_schedules":true"#, "message scheduling is not supported"),
             (r#""persist_mode":"async""#, "persist mode async is not supported"),

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use beamlog_router::Timestamp;
 use beamlog_router::api::request::{PublishOutcome, Published};
 use beamlog_router::headers::Builder;
+use beamlog_router::stream::Abandoned;
 use beamlog_router::wire::{Advisory, DeliveryRef, DeliveryStatus, Wire};
 
 use super::answer::write_error;
@@ -130,9 +131,12 @@ fn push_json_text(out: &mut Vec<u8>, text: &str) {
 
 impl Wire for NatsWire {
     fn publish_ack(&self, outcome: &PublishOutcome, out: &mut Vec<u8>) {
-        let (sequence, duplicate) = match &outcome.result {
-            Ok(Published::Stored(sequence)) => (*sequence, false),
-            Ok(Published::Duplicate(sequence)) => (*sequence, true),
+        let (sequence, duplicate, batch) = match &outcome.result {
+            Ok(Published::Stored(sequence)) => (*sequence, false, None),
+            Ok(Published::Duplicate(sequence)) => (*sequence, true, None),
+            Ok(Published::Batch { last, id, messages }) => (*last, false, Some((id, *messages))),
+            // An empty message: it came, and nothing is promised.
+            Ok(Published::Waiting) => return,
             Err(refusal) => {
                 let mut text = String::new();
                 Object::write(&mut text, |object| {
@@ -148,6 +152,12 @@ impl Wire for NatsWire {
         push_json_text(out, &outcome.stream);
         out.extend_from_slice(b",\"seq\":");
         push_decimal(out, sequence.0);
+        if let Some((id, messages)) = batch {
+            out.extend_from_slice(b",\"batch\":");
+            push_json_text(out, &String::from_utf8_lossy(id));
+            out.extend_from_slice(b",\"count\":");
+            push_decimal(out, messages as u64);
+        }
         out.extend_from_slice(if duplicate { b",\"duplicate\": true}" } else { b"}" });
     }
 
@@ -235,6 +245,9 @@ impl Wire for NatsWire {
             Advisory::StreamCreated { stream } => (format!("STREAM.CREATED.{stream}"), "stream_action"),
             Advisory::StreamUpdated { stream } => (format!("STREAM.UPDATED.{stream}"), "stream_action"),
             Advisory::StreamDeleted { stream } => (format!("STREAM.DELETED.{stream}"), "stream_action"),
+            Advisory::BatchAbandoned { stream, .. } => {
+                (format!("STREAM.BATCH_ABANDONED.{stream}"), "stream_batch_abandoned")
+            }
             Advisory::ConsumerCreated { stream, consumer } => {
                 (format!("CONSUMER.CREATED.{stream}.{consumer}"), "consumer_action")
             }
@@ -262,6 +275,7 @@ impl Wire for NatsWire {
             Advisory::StreamCreated { .. }
             | Advisory::StreamUpdated { .. }
             | Advisory::StreamDeleted { .. }
+            | Advisory::BatchAbandoned { .. }
             | Advisory::ConsumerCreated { .. }
             | Advisory::ConsumerDeleted { .. }
             | Advisory::ConsumerPaused { .. }
@@ -281,6 +295,19 @@ impl Wire for NatsWire {
 }
 
 fn write_advisory(advisory: &Advisory, object: &mut Object<'_>) {
+    if let Advisory::BatchAbandoned { stream, batch, reason } = advisory {
+        object.text("stream", stream);
+        object.text("batch", batch);
+        object.text(
+            "reason",
+            match reason {
+                Abandoned::Incomplete => "incomplete",
+                Abandoned::Large => "large",
+                Abandoned::Timeout => "timeout",
+            },
+        );
+        return;
+    }
     let mut of_stream = |stream: &str, action| {
         object.text("stream", stream);
         object.text("action", action);
@@ -296,6 +323,7 @@ fn write_advisory(advisory: &Advisory, object: &mut Object<'_>) {
         | Advisory::MessageNaked { stream, consumer, .. }
         | Advisory::MessageTerminated { stream, consumer, .. }
         | Advisory::AckSampled { stream, consumer, .. } => (stream, consumer),
+        Advisory::BatchAbandoned { .. } => return,
     };
     object.text("stream", stream);
     object.text("consumer", consumer);
@@ -328,7 +356,10 @@ fn write_advisory(advisory: &Advisory, object: &mut Object<'_>) {
             object.text_unless_empty("reason", reason);
         }
         // Said above.
-        Advisory::StreamCreated { .. } | Advisory::StreamUpdated { .. } | Advisory::StreamDeleted { .. } => {}
+        Advisory::StreamCreated { .. }
+        | Advisory::StreamUpdated { .. }
+        | Advisory::StreamDeleted { .. }
+        | Advisory::BatchAbandoned { .. } => {}
     }
 }
 

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use beamlog_router::api::error::ApiError;
-use beamlog_router::api::request::{Published, Request, Response};
+use beamlog_router::api::request::{Request, Response};
 use beamlog_router::stream::{ORIGIN_HEADER, Provenance, StreamConfig};
 use beamlog_router::{Router, StreamPublish, headers};
 use bytes::Bytes;
@@ -66,7 +66,8 @@ pub(crate) async fn park(router: &Router, letter: &Letter<'_>) -> Result<(), Str
         };
         let outcome = local::store(router, publish).await;
         match outcome.result {
-            Ok(Published::Stored(_) | Published::Duplicate(_)) => return Ok(()),
+            Ok(published) if published.sequence().is_some() => return Ok(()),
+            Ok(_) => cause = "the dead letter waits for a batch".to_owned(),
             Err(error) => cause = format!("the stream of dead letters: {error}"),
         }
     }

@@ -12,7 +12,7 @@ use crate::session::Connection;
 /// The NATS server version whose behaviour clients may expect; they gate features on it.
 pub const VERSION: &str = "2.14.0";
 /// The JetStream API level that goes with what is offered.
-pub const API_LEVEL: u32 = 1;
+pub const API_LEVEL: u32 = 2;
 
 /// What all INFO lines of a server share.
 #[derive(Debug)]

@@ -22,7 +22,10 @@ async fn check(script: &str) {
     let theirs = printed(script, &nats_url(&nats)).await;
     let ours = printed(script, &beamlog.url()).await;
     assert!(!theirs.is_empty(), "{script} says something");
-    assert_eq!(ours, theirs, "{script}");
+    for (number, (ours, theirs)) in ours.lines().zip(theirs.lines()).enumerate() {
+        assert_eq!(ours, theirs, "{script}, line {} of what it prints", number + 1);
+    }
+    assert_eq!(ours.lines().count(), theirs.lines().count(), "{script}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -33,6 +36,11 @@ async fn core_messaging_looks_the_same_to_nats_py() {
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_and_consumers_look_the_same_to_nats_py() {
     check("jetstream.py").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn atomic_batches_are_answered_the_same() {
+    check("atomic_batch.py").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

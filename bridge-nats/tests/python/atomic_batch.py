@@ -139,7 +139,6 @@ async def main(url):
     await state(nc, "N")
     await stream(nc, "S", max_msg_size=10)
     await say(nc, "S.1", b"x" * 500, "g1", 1)
-    await say(nc, "S.1", b"x", "g1", 2, "1")
     await stream(nc, "P", max_msgs_per_subject=1)
     await say(nc, "P.1", b"x", "h1", 1)
     await say(nc, "P.1", b"y", "h1", 2, "1")

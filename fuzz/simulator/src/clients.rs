@@ -132,7 +132,10 @@ impl Load {
             }) => Try::Acked(sequence.0),
             Ok(PublishOutcome { result: Err(PublishRefusal::InsufficientStorage), .. }) => Try::No,
             // The log failed, leadership was lost, or nobody answered in time.
-            Ok(PublishOutcome { result: Err(_), .. }) | Err(_) => Try::Unknown,
+            Ok(PublishOutcome {
+                result: Ok(Published::Waiting | Published::Batch { .. }) | Err(_), ..
+            })
+            | Err(_) => Try::Unknown,
         }
     }
 }

@@ -164,6 +164,9 @@ pub(crate) struct StreamSettings {
     /// Let messages carry their own time to live.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
     pub(crate) allow_message_ttl: Option<bool>,
+    /// Let publishers store several messages together or not at all (ADR-50 of NATS).
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    pub(crate) allow_atomic: Option<bool>,
     /// Refuse to delete single messages.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
     pub(crate) deny_delete: Option<bool>,
@@ -224,6 +227,7 @@ impl StreamSettings {
         set("allow_rollup_hdrs", self.allow_rollup.map(Value::from));
         set("allow_direct", self.allow_direct.map(Value::from));
         set("allow_msg_ttl", self.allow_message_ttl.map(Value::from));
+        set("allow_atomic", self.allow_atomic.map(Value::from));
         set("deny_delete", self.deny_delete.map(Value::from));
         set("deny_purge", self.deny_purge.map(Value::from));
         set("no_ack", self.no_ack.map(Value::from));

@@ -35,8 +35,8 @@ pub enum PublishRefusal {
     TtlDisabled, // 10166
     #[error("invalid per-message TTL")]
     TtlInvalid, // 10165
-    #[error("atomic publish is disabled")]
-    AtomicBatchDisabled, // 10174
+    #[error(transparent)]
+    Batch(#[from] BatchRefusal),
     #[error("message counters is disabled")]
     CountersDisabled, // 10168
     #[error("message schedules is disabled")]
@@ -63,6 +63,35 @@ pub enum PublishRefusal {
     /// The message that decides about this publish cannot be read (DR14).
     #[error("a stored message that decides this is unreadable")]
     Unreadable(#[source] Damage), // ours, 5xx
+}
+
+/// Why a message of an atomic batch (ADR-50 of NATS), or the batch with it, is refused. Nothing of the batch was
+/// or will be stored, except after [`Self::InvalidId`] and [`Self::TooManyOpen`], which say nothing of another one.
+#[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
+pub enum BatchRefusal {
+    #[error("atomic publish is disabled")]
+    Disabled, // 10174
+    #[error("atomic publish sequence is missing")]
+    MissingSequence, // 10175
+    #[error("atomic publish batch is incomplete")]
+    Incomplete, // 10176
+    #[error("atomic publish unsupported header used: {name}")]
+    UnsupportedHeader { name: &'static str }, // 10177
+    #[error("atomic publish batch ID is invalid")]
+    InvalidId, // 10179
+    #[error("atomic publish batch is too large: {messages}")]
+    TooLarge { messages: usize }, // 10199
+    #[error("atomic publish batch commit is invalid")]
+    InvalidCommit, // 10200
+    #[error("atomic publish batch contains duplicate message id")]
+    DuplicateMessageId, // 10201
+    #[error("atomic publish too many inflight")]
+    TooManyOpen, // 10210
+    /// What is expected was changed by the batch itself.
+    #[error("wrong last sequence")]
+    WrongLastSequence, // 10164
+    #[error("batch rollup {what} invalid")]
+    Rollup { what: &'static str }, // 10111
 }
 
 /// A refused API request.

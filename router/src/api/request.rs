@@ -3,6 +3,7 @@
 use std::ops::Bound;
 
 use beamlog_log::{Message, Sequence, StreamId, Timestamp};
+use bytes::Bytes;
 
 use crate::api::error::{ApiError, PublishRefusal};
 use crate::consumer::{ConsumerConfig, ConsumerInfo};
@@ -198,6 +199,28 @@ pub enum Published {
     Stored(Sequence),
     /// The id was seen inside the window; this is where it was stored.
     Duplicate(Sequence),
+    /// A message of an atomic batch that is not whole yet: it waits in memory and is promised nothing. Only a
+    /// publish with the headers of a batch, and without an origin, is told so.
+    Waiting,
+    /// An atomic batch was stored as a whole, its last message there.
+    Batch {
+        last: Sequence,
+        id: Bytes,
+        messages: usize,
+    },
+}
+
+impl Published {
+    /// Where it lies, also when it did before; `None` while it waits.
+    #[must_use]
+    pub const fn sequence(&self) -> Option<Sequence> {
+        match self {
+            Self::Stored(sequence) | Self::Duplicate(sequence) | Self::Batch { last: sequence, .. } => {
+                Some(*sequence)
+            }
+            Self::Waiting => None,
+        }
+    }
 }
 
 /// What a publisher is told, once it is durable. `stream` names the stream that answered.

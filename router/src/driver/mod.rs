@@ -407,7 +407,7 @@ impl Driver {
         let mut reply = Some(reply);
         while let Some(output) = self.engine.poll_output() {
             if let Output::Published { stream, result, acked } = output {
-                if let Ok(Published::Stored(sequence)) = &result
+                if let Ok(Published::Stored(sequence) | Published::Batch { last: sequence, .. }) = &result
                     && self.unsynced.last().is_none_or(|(last, _)| *last != stream)
                 {
                     self.unsynced.push((stream, *sequence));

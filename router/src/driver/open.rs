@@ -132,6 +132,8 @@ pub(crate) fn open(
     let limits = EngineLimits {
         streams: options.streams_max,
         message_bytes: options.message_bytes_max,
+        // Half a frame may be gathered already; what is left over is for what follows from the messages.
+        batch_bytes: options.log.frame_bytes_max / 16 * 7,
         replicas: if replicator.is_some() { crate::stream::validation::REPLICAS_MAX } else { 1 },
     };
     let vote = Arc::new(Mutex::new(None));

@@ -7,10 +7,11 @@ use crate::api::error::ApiError;
 use crate::api::request::{AccountInfo, Answer, Page, Response, StreamInfo};
 use crate::engine::jobs::Job;
 use crate::engine::record::Record;
+use crate::engine::recovery::BrokenState;
 use crate::engine::{Engine, Output, RowKey, Turn};
 use crate::stream::body::StreamBody;
 use crate::stream::state::Stream;
-use crate::stream::{Retention, StreamConfig, StreamState, validation};
+use crate::stream::{Features, Retention, StreamConfig, StreamState, validation};
 use crate::subject;
 use crate::wire::{Advisory, DeliveryStatus};
 
@@ -55,6 +56,7 @@ impl Engine {
         let record = Record::StreamCreated { id, created: turn.now, config: Box::new(config) };
         record.push(turn.journal).map_err(|_too_large| ApiError::BadRequest)?;
         let Record::StreamCreated { config, .. } = record else { unreachable!("built above") };
+        push_features(turn, id, &config);
         self.commit_wanted = true;
         self.apply_created(id, turn.now, *config, false);
         self.capture(id, &[]);
@@ -79,6 +81,16 @@ impl Engine {
         self.streams.insert(id, Stream::new(body));
         self.names.insert(name, id);
         self.next_stream = self.next_stream.max(id.0 + 1);
+    }
+
+    /// Folds in what a stream's configuration has no place for.
+    pub(super) fn apply_features(&mut self, id: StreamId, features: Features) -> Result<(), BrokenState> {
+        let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
+        if features.apply(&mut stream.body.config) {
+            Ok(())
+        } else {
+            Err(BrokenState::Features { stream: id })
+        }
     }
 
     fn check_overlap(&self, except: Option<StreamId>, config: &StreamConfig) -> Result<(), ApiError> {
@@ -125,6 +137,7 @@ impl Engine {
             let record = Record::StreamUpdated { id, config: Box::new(config) };
             record.push(turn.journal).map_err(|_too_large| ApiError::BadRequest)?;
             let Record::StreamUpdated { config, .. } = record else { unreachable!("built above") };
+            push_features(turn, id, &config);
             self.apply_updated(id, *config);
             self.capture(id, &old.subjects);
             self.enforce_update(turn, id, &old);
@@ -190,6 +203,7 @@ impl Engine {
     /// Folds the end of a stream in.
     pub(super) fn apply_deleted(&mut self, id: StreamId) -> Option<Stream> {
         let stream = self.streams.remove(&id)?;
+        self.batch_bytes -= stream.batches.bytes();
         self.names.remove(&stream.body.config.name);
         self.removed_rows.push(RowKey::Stream(id));
         self.removed_rows.extend(stream.consumers.keys().map(|consumer| RowKey::Consumer(id, *consumer)));
@@ -266,6 +280,13 @@ pub(super) fn page<T>(items: Vec<T>, offset: usize, limit: usize) -> Page<T> {
 pub(super) fn map_page<T, U>(page: Page<T>, each: impl FnMut(T) -> U) -> Page<U> {
     let Page { total, offset, limit, items } = page;
     Page { total, offset, limit, items: items.into_iter().map(each).collect() }
+}
+
+fn push_features(turn: &mut Turn<'_>, stream: StreamId, config: &StreamConfig) {
+    let features = Features::of(config);
+    if !features.is_empty() {
+        Record::Features { stream, features }.push(turn.journal).expect("the record is a few bytes");
+    }
 }
 
 fn info(stream: &mut Stream, turn: &mut Turn<'_>) -> StreamInfo {

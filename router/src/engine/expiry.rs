@@ -29,7 +29,8 @@ pub(super) fn stream_deadline(stream: &mut Stream, journal: &mut dyn Journal) ->
         let first = body.first_time(journal).unwrap_or(Timestamp(body.last_time.0 + UNREADABLE_RETRY_NANOS));
         Timestamp(first.0.saturating_add(age))
     });
-    [ids, own, age].into_iter().flatten().min()
+    let batches = stream.batches.deadline();
+    [ids, own, age, batches].into_iter().flatten().min()
 }
 
 impl Engine {
@@ -67,6 +68,7 @@ impl Engine {
 
     /// Returns whether more is due at once.
     fn pass_stream_deadline(&mut self, turn: &mut Turn<'_>, id: StreamId) -> bool {
+        self.give_up_batches(turn, id);
         let Some(stream) = self.streams.get_mut(&id) else { return false };
         stream.armed = None;
         stream.body.expire_ids(turn.now);

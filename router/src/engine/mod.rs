@@ -4,6 +4,7 @@
 //! One input, then `poll_output` until `None`, then the next input (asserted). Outputs may show what the
 //! records of this frame say: the driver holds them until that frame is durable.
 
+mod batches;
 mod catalogue;
 mod consumers;
 mod expiry;
@@ -41,6 +42,8 @@ pub(crate) use rows::RowKey;
 pub(crate) struct EngineLimits {
     pub(crate) streams: usize,
     pub(crate) message_bytes: usize,
+    /// Of one atomic batch: it must fit a frame of the log behind what is gathered there.
+    pub(crate) batch_bytes: usize,
     /// What a stream may ask for: 1 on a node that stands alone. In a cluster every voter has every stream.
     pub(crate) replicas: u8,
 }
@@ -111,6 +114,8 @@ pub(crate) struct Engine {
     removed_rows: Vec<RowKey>,
     commit_wanted: bool,
     counters: Counters,
+    /// Of atomic batches that gather, in all streams.
+    batch_bytes: usize,
     /// The last record of replication and its entry: nothing to the engine, but it must outlive segments.
     replication: Option<(EntryId, Bytes)>,
 }
@@ -135,6 +140,7 @@ impl Engine {
             removed_rows: Vec::new(),
             commit_wanted: false,
             counters: Counters::default(),
+            batch_bytes: 0,
             replication: None,
         }
     }

@@ -67,39 +67,44 @@ impl Engine {
                 self.counters.duplicates += 1;
                 Ok(Published::Duplicate(sequence))
             }
-            Err(refusal) => {
-                match &refusal {
-                    PublishRefusal::MessageIdReused { .. } => self.counters.message_ids_reused += 1,
-                    PublishRefusal::Unreadable(_) => self.counters.unreadable += 1,
-                    PublishRefusal::WrongStream
-                    | PublishRefusal::WrongLastSequence { .. }
-                    | PublishRefusal::WrongLastMessageId { .. }
-                    | PublishRefusal::MissingExpectedSequence
-                    | PublishRefusal::TooLarge
-                    | PublishRefusal::HeadersTooLarge
-                    | PublishRefusal::MaxMessages
-                    | PublishRefusal::MaxBytes
-                    | PublishRefusal::MaxMessagesPerSubject
-                    | PublishRefusal::Sealed
-                    | PublishRefusal::RollupNotPermitted
-                    | PublishRefusal::RollupInvalid { .. }
-                    | PublishRefusal::TtlDisabled
-                    | PublishRefusal::AtomicBatchDisabled
-                    | PublishRefusal::CountersDisabled
-                    | PublishRefusal::SchedulesDisabled
-                    | PublishRefusal::TtlInvalid
-                    | PublishRefusal::HeadersMalformed
-                    | PublishRefusal::InsufficientStorage
-                    | PublishRefusal::LogFailed
-                    | PublishRefusal::NotLeader
-                    | PublishRefusal::TooManyRequests
-                    | PublishRefusal::TooManyOrigins
-                    | PublishRefusal::StreamNotFound => self.counters.refused_publishes += 1,
-                }
-                Err(refusal)
-            }
+            Ok(Verdict::OfBatch(batch)) => self.publish_of_batch(turn, publish, &batch),
+            Err(refusal) => Err(refusal),
         };
+        if let Err(refusal) = &result {
+            self.count_refusal(refusal);
+        }
         self.outputs.push_back(Output::Published { stream: id, result, acked });
+    }
+
+    fn count_refusal(&mut self, refusal: &PublishRefusal) {
+        match refusal {
+            PublishRefusal::MessageIdReused { .. } => self.counters.message_ids_reused += 1,
+            PublishRefusal::Unreadable(_) => self.counters.unreadable += 1,
+            PublishRefusal::WrongStream
+            | PublishRefusal::WrongLastSequence { .. }
+            | PublishRefusal::WrongLastMessageId { .. }
+            | PublishRefusal::MissingExpectedSequence
+            | PublishRefusal::TooLarge
+            | PublishRefusal::HeadersTooLarge
+            | PublishRefusal::MaxMessages
+            | PublishRefusal::MaxBytes
+            | PublishRefusal::MaxMessagesPerSubject
+            | PublishRefusal::Sealed
+            | PublishRefusal::RollupNotPermitted
+            | PublishRefusal::RollupInvalid { .. }
+            | PublishRefusal::TtlDisabled
+            | PublishRefusal::Batch(_)
+            | PublishRefusal::CountersDisabled
+            | PublishRefusal::SchedulesDisabled
+            | PublishRefusal::TtlInvalid
+            | PublishRefusal::HeadersMalformed
+            | PublishRefusal::InsufficientStorage
+            | PublishRefusal::LogFailed
+            | PublishRefusal::NotLeader
+            | PublishRefusal::TooManyRequests
+            | PublishRefusal::TooManyOrigins
+            | PublishRefusal::StreamNotFound => self.counters.refused_publishes += 1,
+        }
     }
 
     /// Stores what was admitted, and does what follows from it.

@@ -9,7 +9,7 @@ use beamlog_log::{Journal, Sequence, StreamId, Timestamp};
 use wincode::{SchemaRead, SchemaWrite};
 
 use crate::consumer::{ConsumerId, ConsumerRecord, ConsumerSnapshot};
-use crate::stream::StreamConfig;
+use crate::stream::{Features, StreamConfig};
 
 /// One decided change. Variants are only ever added at the end.
 #[derive(Clone, Debug, Eq, PartialEq, SchemaRead, SchemaWrite)]
@@ -58,6 +58,11 @@ pub(crate) enum Record {
         stream: StreamId,
         to: Sequence,
         at: Timestamp,
+    },
+    /// Follows the stream's configuration, whose encoding has no place for them; absent when there are none.
+    Features {
+        stream: StreamId,
+        features: Features,
     },
 }
 

@@ -39,6 +39,8 @@ pub(crate) enum BrokenState {
     Origins { stream: StreamId },
     #[error("more messages were removed from stream {stream} than it had")]
     Removals { stream: StreamId },
+    #[error("stream {stream} has a feature that this program does not know")]
+    Features { stream: StreamId },
 }
 
 /// A log as recovery reads it.
@@ -173,6 +175,7 @@ impl Recovering {
             Row::ConsumerRest { stream, consumer, record } => {
                 self.apply_to_consumer(stream, consumer, &record);
             }
+            Row::Features { stream, features } => engine.apply_features(stream, features)?,
             Row::Replication { index, term, bytes } => {
                 engine.note_replication(EntryId { index, term }, &bytes.into());
             }
@@ -221,6 +224,7 @@ impl Recovering {
         match envelope::decode(bytes)? {
             Record::StreamCreated { id, created, config } => engine.apply_created(id, created, *config, true),
             Record::StreamUpdated { id, config } => engine.apply_updated(id, *config),
+            Record::Features { stream, features } => engine.apply_features(stream, features)?,
             Record::StreamDeleted { id } => {
                 engine.apply_deleted(id);
                 self.ids.remove(&id);

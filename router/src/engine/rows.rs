@@ -12,8 +12,8 @@ use wincode::{SchemaRead, SchemaWrite};
 
 use crate::consumer::{ConsumerId, ConsumerRecord, ConsumerSnapshot};
 use crate::engine::Engine;
-use crate::stream::StreamConfig;
 use crate::stream::state::{Slot, Stream};
+use crate::stream::{Features, StreamConfig};
 
 /// Bytes of a deleted set in one row, so that a row fits a record.
 const DELETED_BYTES_PER_ROW: usize = 1 << 20;
@@ -89,6 +89,11 @@ pub(crate) enum Row {
         term: Term,
         bytes: Vec<u8>,
     },
+    /// Follows the stream's row; absent when there are none.
+    Features {
+        stream: StreamId,
+        features: Features,
+    },
 }
 
 #[derive(Clone, Debug, Eq, PartialEq, SchemaRead, SchemaWrite)]
@@ -113,9 +118,10 @@ fn encode(row: &Row) -> Vec<u8> {
     envelope::encode(row).expect("rows are cut to fit a record")
 }
 
-fn stream_row(stream: &Stream) -> Row {
+/// The stream's row, and what its configuration has no place for.
+fn stream_rows(stream: &Stream) -> Vec<Row> {
     let body = &stream.body;
-    Row::Stream(Box::new(StreamRow {
+    let row = Row::Stream(Box::new(StreamRow {
         id: body.id,
         created: body.created,
         config: body.config.clone(),
@@ -125,7 +131,10 @@ fn stream_row(stream: &Stream) -> Row {
         messages: body.messages,
         bytes: body.bytes,
         last_message_id: body.last_message_id.clone(),
-    }))
+    }));
+    let features = Features::of(&body.config);
+    let more = (!features.is_empty()).then_some(Row::Features { stream: body.id, features });
+    std::iter::once(row).chain(more).collect()
 }
 
 fn deleted_rows(stream: &Stream) -> Vec<Row> {
@@ -237,7 +246,7 @@ impl Engine {
         let streams = self.names.values().flat_map(|id| {
             let stream = &self.streams[id];
             let consumers = stream.consumers.values().flat_map(|slot| consumer_rows(*id, slot));
-            let rows = std::iter::once(stream_row(stream)).chain(deleted_rows(stream));
+            let rows = stream_rows(stream).into_iter().chain(deleted_rows(stream));
             rows.chain(origin_rows(stream)).chain(consumers)
         });
         std::iter::once(self.shard_row()).chain(streams).chain(self.replication_row()).map(|row| encode(&row))
@@ -278,7 +287,7 @@ impl Engine {
                 changes.puts.insert(RowKey::Origins(*id).bytes(), value(&origin_rows(stream)));
             }
             if std::mem::take(&mut stream.body.dirty) {
-                changes.puts.insert(RowKey::Stream(*id).bytes(), value(&[stream_row(stream)]));
+                changes.puts.insert(RowKey::Stream(*id).bytes(), value(&stream_rows(stream)));
                 let deleted = deleted_rows(stream);
                 let key = RowKey::Deleted(*id).bytes();
                 if deleted.is_empty() {

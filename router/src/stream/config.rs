@@ -106,6 +106,34 @@ pub struct StreamConfig {
     pub subject_delete_marker_ttl_nanos: Option<u64>,
     pub consumer_limits: ConsumerLimits,
     pub metadata: BTreeMap<String, String>,
+    /// Publishes may be stored together or not at all (ADR-50 of NATS).
+    ///
+    /// It came after the first encoding of a configuration, and is told in a record of its own ([`Features`]).
+    #[wincode(skip)]
+    pub allow_atomic: bool,
+}
+
+/// What a configuration says that its encoding has no place for. A bit each, given out once.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, SchemaRead, SchemaWrite)]
+pub(crate) struct Features(u32);
+
+impl Features {
+    const ALLOW_ATOMIC: u32 = 1;
+
+    pub(crate) const fn of(config: &StreamConfig) -> Self {
+        Self(if config.allow_atomic { Self::ALLOW_ATOMIC } else { 0 })
+    }
+
+    pub(crate) const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Says them of a configuration; false when there is one that this program does not know.
+    #[must_use]
+    pub(crate) const fn apply(self, config: &mut StreamConfig) -> bool {
+        config.allow_atomic = self.0 & Self::ALLOW_ATOMIC != 0;
+        self.0 & !Self::ALLOW_ATOMIC == 0
+    }
 }
 
 /// The figures of a stream.

@@ -1,5 +1,6 @@
 //! Streams: ordered, retained messages captured by filters. Table of contents only.
 
+pub(crate) mod batches;
 pub(crate) mod body;
 mod config;
 pub(crate) mod message_ids;
@@ -12,6 +13,8 @@ pub(crate) mod transform;
 pub(crate) mod validation;
 mod view;
 
+pub use batches::Abandoned;
+pub(crate) use config::Features;
 pub use config::{
     Compression, ConsumerLimits, Discard, Placement, Republish, Retention, Storage, StreamConfig,
     StreamState, SubjectMapping,

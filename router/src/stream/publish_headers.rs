@@ -15,15 +15,26 @@ pub(crate) struct PublishHeaders<'a> {
     pub(crate) rollup: Option<&'a [u8]>,
     pub(crate) ttl: Option<&'a [u8]>,
     pub(crate) unsupported: Option<Unsupported>,
+    batch_id: Option<&'a [u8]>,
+    batch_sequence: Option<Option<u64>>,
+    batch_commit: Option<&'a [u8]>,
     /// Where a link brought it from.
     pub(crate) origin: Option<&'a [u8]>,
+}
+
+/// Of a message of an atomic batch: which batch, its number in it from 1, and whether it is the last.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct BatchHeaders<'a> {
+    pub(crate) id: &'a [u8],
+    /// `None` when there is none, or none that is a number.
+    pub(crate) sequence: Option<u64>,
+    pub(crate) commit: Option<&'a [u8]>,
 }
 
 /// What a publish asks of its stream that no stream here can be configured for. Storing it as a plain
 /// message would do something else than was asked.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Unsupported {
-    AtomicBatch,
     Counter,
     Schedule,
 }
@@ -65,13 +76,21 @@ impl<'a> PublishHeaders<'a> {
                 b"Expected-Last-Msg-Id" => first(&mut headers.expected_last_id, value),
                 b"Rollup" => first(&mut headers.rollup, value),
                 b"TTL" => first(&mut headers.ttl, value),
-                b"Batch-Id" => first(&mut headers.unsupported, Unsupported::AtomicBatch),
+                b"Batch-Id" => first(&mut headers.batch_id, value),
+                b"Batch-Sequence" => first(&mut headers.batch_sequence, decimal(value)),
+                b"Batch-Commit" => first(&mut headers.batch_commit, value),
                 b"Incr" => first(&mut headers.unsupported, Unsupported::Counter),
                 b"Schedule" => first(&mut headers.unsupported, Unsupported::Schedule),
                 _ => {}
             }
         }
         headers
+    }
+
+    /// The batch it belongs to, if it does.
+    pub(crate) fn batch(&self) -> Option<BatchHeaders<'a>> {
+        let (sequence, commit) = (self.batch_sequence.flatten(), self.batch_commit);
+        self.batch_id.map(|id| BatchHeaders { id, sequence, commit })
     }
 
     /// The time to live: `Err` when there is one and it cannot be read.
@@ -91,11 +110,14 @@ fn first<T>(slot: &mut Option<T>, value: T) {
 }
 
 fn number(value: &[u8]) -> u64 {
+    decimal(value).unwrap_or(u64::MAX)
+}
+
+fn decimal(value: &[u8]) -> Option<u64> {
     std::str::from_utf8(value)
         .ok()
         .filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))
         .and_then(|text| text.parse().ok())
-        .unwrap_or(u64::MAX)
 }
 
 fn parse_ttl(value: &[u8]) -> Result<TimeToLive, InvalidTtl> {

@@ -5,11 +5,11 @@ use std::borrow::Cow;
 
 use beamlog_log::{Journal, Read, Sequence, Timestamp};
 
-use crate::api::error::PublishRefusal;
+use crate::api::error::{BatchRefusal, PublishRefusal};
 use crate::stream::body::{StreamBody, stored_bytes};
 use crate::stream::message_ids::{self, IDS_MAX};
 use crate::stream::origins::{Known, Provenance};
-use crate::stream::publish_headers::{InvalidTtl, PublishHeaders, TimeToLive, Unsupported};
+use crate::stream::publish_headers::{BatchHeaders, InvalidTtl, PublishHeaders, TimeToLive, Unsupported};
 use crate::stream::subjects::SubjectHash;
 use crate::stream::{Discard, transform};
 use crate::{headers, subject};
@@ -39,8 +39,11 @@ pub(crate) struct Offer<'a> {
 
 /// What was decided.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "it lives for one publish, on the stack")]
 pub(crate) enum Verdict<'a> {
     Duplicate(Sequence),
+    /// It is judged with the rest of its batch.
+    OfBatch(BatchHeaders<'a>),
     Store {
         subject: Cow<'a, [u8]>,
         hash: SubjectHash,
@@ -60,15 +63,22 @@ impl StreamBody {
         offer: &Offer<'a>,
         message_bytes_max: usize,
     ) -> Result<Verdict<'a>, PublishRefusal> {
+        self.judge_as(now, journal, offer, message_bytes_max, false)
+    }
+
+    /// As [`Self::judge`], of a message whose batch is whole.
+    pub(crate) fn judge_as<'a>(
+        &mut self,
+        now: Timestamp,
+        journal: &mut dyn Journal,
+        offer: &Offer<'a>,
+        message_bytes_max: usize,
+        batch_is_whole: bool,
+    ) -> Result<Verdict<'a>, PublishRefusal> {
         if self.config.sealed {
             return Err(PublishRefusal::Sealed);
         }
-        let subject = match &self.config.subject_transform {
-            None => Cow::Borrowed(offer.subject),
-            Some(mapping) => {
-                transform::apply(mapping, offer.subject).map_or(Cow::Borrowed(offer.subject), Cow::Owned)
-            }
-        };
+        let subject = self.stored_subject(offer.subject);
         let hash = self.subjects.hash(&subject);
         let size = offer.headers.len() + offer.payload.len();
         if size > message_bytes_max || self.config.max_message_bytes.is_some_and(|max| size > max as usize) {
@@ -82,6 +92,15 @@ impl StreamBody {
                 return Err(PublishRefusal::HeadersMalformed);
             }
             parsed = PublishHeaders::parse(offer.headers);
+            // What a link brings was whole where it comes from.
+            if let Some(batch) = parsed.batch().filter(|_| !batch_is_whole && parsed.origin.is_none()) {
+                let allowed = self.config.allow_atomic;
+                return if allowed {
+                    Ok(Verdict::OfBatch(batch))
+                } else {
+                    Err(BatchRefusal::Disabled.into())
+                };
+            }
             if let Some(value) = parsed.origin {
                 let from = Provenance::parse(value).ok_or(PublishRefusal::HeadersMalformed)?;
                 match self.origins.judge(&from) {
@@ -116,6 +135,14 @@ impl StreamBody {
         Ok(Verdict::Store { subject, hash, headers: parsed, rollup, skip_to })
     }
 
+    /// The subject under which a publish is stored.
+    pub(crate) fn stored_subject<'a>(&self, subject: &'a [u8]) -> Cow<'a, [u8]> {
+        let mapping = self.config.subject_transform.as_ref();
+        mapping
+            .and_then(|mapping| transform::apply(mapping, subject))
+            .map_or(Cow::Borrowed(subject), Cow::Owned)
+    }
+
     fn check_headers(
         &mut self,
         now: Timestamp,
@@ -129,7 +156,6 @@ impl StreamBody {
         }
         match headers.unsupported {
             None => {}
-            Some(Unsupported::AtomicBatch) => return Err(PublishRefusal::AtomicBatchDisabled),
             Some(Unsupported::Counter) => return Err(PublishRefusal::CountersDisabled),
             Some(Unsupported::Schedule) => return Err(PublishRefusal::SchedulesDisabled),
         }

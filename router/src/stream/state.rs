@@ -7,6 +7,7 @@ use beamlog_log::{Damage, Journal, Read, Sequence, Timestamp};
 use bytes::Bytes;
 
 use crate::consumer::{Consumer, ConsumerId};
+use crate::stream::batches::Batches;
 use crate::stream::body::{StreamBody, stored_bytes};
 use crate::stream::subjects::SubjectHash;
 use crate::stream::{Retention, StreamView};
@@ -43,6 +44,8 @@ pub(crate) struct Stream {
     pub(crate) armed: Option<Timestamp>,
     /// It is in the engine's list of streams with removals to log.
     pub(crate) unflushed: bool,
+    /// Atomic batches that gather.
+    pub(crate) batches: Batches,
 }
 
 /// What could be learned of a message that is to go.
@@ -53,7 +56,14 @@ pub(crate) struct Measured {
 
 impl Stream {
     pub(crate) fn new(body: StreamBody) -> Self {
-        Self { body, consumers: BTreeMap::new(), by_name: BTreeMap::new(), armed: None, unflushed: false }
+        Self {
+            body,
+            consumers: BTreeMap::new(),
+            by_name: BTreeMap::new(),
+            armed: None,
+            unflushed: false,
+            batches: Batches::default(),
+        }
     }
 
     /// The stream as its consumers see it, and the consumers.

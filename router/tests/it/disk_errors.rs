@@ -1,11 +1,13 @@
 //! Disks that fail and disks that are full.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use beamlog_log::sim_disk::{Crash, Failure, Fault, Operation, Repeat};
 use beamlog_router::Health;
 use beamlog_router::api::error::{ApiError, PublishRefusal};
 use beamlog_router::api::request::{Published, Purge, Request};
+use beamlog_router::stream::StreamConfig;
 
 use crate::world::{World, open, s};
 
@@ -140,4 +142,37 @@ fn a_directory_in_use_is_refused() {
     beamlog_log::Disk::create_dir(&foreign, Path::new("/data")).unwrap();
     beamlog_log::Disk::create_dir(&foreign, Path::new("/data/photos")).unwrap();
     assert!(open(&foreign).is_err());
+}
+
+/// A batch is stored whole or not at all, whatever of its write a power cut leaves.
+#[test]
+fn a_batch_is_there_whole_or_not_at_all() {
+    const MESSAGES: usize = 12;
+    let mut found = BTreeSet::new();
+    for (seed, fails) in (0..4).flat_map(|seed| [(seed, false), (seed, true)]) {
+        for crash in Crash::sample(seed) {
+            let mut world = World::with(StreamConfig { allow_atomic: true, ..s() });
+            world.publish("s.a", "before").unwrap();
+            if fails {
+                // After the write, before its sync.
+                world.disk.power_off_at(2);
+            }
+            let mut ticket = None;
+            for number in 1..=MESSAGES {
+                let number_text = number.to_string();
+                let mut headers = vec![("Nats-Batch-Id", "b"), ("Nats-Batch-Sequence", number_text.as_str())];
+                if number == MESSAGES {
+                    headers.push(("Nats-Batch-Commit", "1"));
+                }
+                ticket = Some(world.begin("s.a", &headers, &format!("{number:0>50}")));
+            }
+            let is_acked = ticket.unwrap().wait().result.is_ok();
+            assert_eq!(is_acked, !fails);
+            world.crash(crash);
+            let stored = world.content().len() - 1;
+            assert!(stored == MESSAGES || (stored == 0 && fails), "{stored} of {MESSAGES} after {crash:?}");
+            found.insert((fails, stored));
+        }
+    }
+    assert_eq!(found.len(), 3, "acked and whole; not acked and whole, or nothing: {found:?}");
 }

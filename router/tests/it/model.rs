@@ -45,6 +45,7 @@ impl Model {
                     self.stored.insert(sequence, (subject, payload));
                 }
                 Ok(Published::Duplicate(_)) => panic!("no ids are used"),
+                Ok(Published::Waiting | Published::Batch { .. }) => panic!("no batches are published"),
                 Err(_) => {
                     self.doubtful.insert(payload);
                 }

@@ -361,6 +361,7 @@ impl Importer {
         match outcome.result {
             Ok(Published::Stored(_)) => context.meter.transferred(1, bytes as u64),
             Ok(Published::Duplicate(_)) => context.meter.duplicates(1),
+            Ok(Published::Waiting | Published::Batch { .. }) => unreachable!("it has an origin"),
             Err(PublishRefusal::WrongLastSequence { .. }) if self.rule.keep_sequence => {
                 self.park(context, sequence, &message, "it came too late to keep its sequence").await?;
             }
@@ -425,6 +426,7 @@ impl Importer {
                 self.window.answered(sequence, Verdict::Arrived);
                 context.meter.duplicates(1);
             }
+            Ok(Published::Waiting | Published::Batch { .. }) => unreachable!("it has an origin"),
             Err(PublishRefusal::WrongLastSequence { .. }) if !self.rule.keep_sequence => {
                 self.window.answered(sequence, Verdict::OutOfOrder);
             }
@@ -519,7 +521,7 @@ fn is_for_ever(refusal: &PublishRefusal) -> bool {
         | PublishRefusal::Sealed
         | PublishRefusal::RollupNotPermitted
         | PublishRefusal::TtlDisabled
-        | PublishRefusal::AtomicBatchDisabled
+        | PublishRefusal::Batch(_)
         | PublishRefusal::CountersDisabled
         | PublishRefusal::SchedulesDisabled
         | PublishRefusal::InsufficientStorage

@@ -2,6 +2,7 @@
 
 #![expect(clippy::wildcard_enum_match_arm, reason = "a test names what it looks for")]
 
+mod batches;
 mod catalogue;
 mod consuming;
 mod expectations;
@@ -33,7 +34,7 @@ use crate::stream::publish_headers::PublishHeaders;
 const SECOND: u64 = 1_000_000_000;
 
 fn limits() -> EngineLimits {
-    EngineLimits { streams: 100, message_bytes: 1 << 20, replicas: 1 }
+    EngineLimits { streams: 100, message_bytes: 1 << 20, batch_bytes: 1 << 20, replicas: 1 }
 }
 
 /// A journal in memory that can be told to lose the bytes of messages (DR14), and to recover from.

@@ -28,6 +28,7 @@ impl History {
         let mut config = StreamConfig {
             allow_rollup_headers: true,
             allow_message_ttl: self.below(2) == 0,
+            allow_atomic: self.below(2) == 0,
             retention: [Retention::Limits, Retention::Interest, Retention::WorkQueue]
                 [usize::try_from(self.below(3)).unwrap()],
             ..s()
@@ -97,6 +98,7 @@ impl History {
                 self.shard.work();
             }
             9 | 10 => self.ack(),
+            11 => self.publish_batch(),
             _ => self.publish(),
         }
     }
@@ -125,6 +127,23 @@ impl History {
             headers.push((ORIGIN_HEADER, origin.as_str()));
         }
         drop(self.shard.publish_with(&subject, &headers));
+    }
+
+    /// Some of its messages may be refused, and all with them.
+    fn publish_batch(&mut self) {
+        let end = 1 + self.below(4);
+        for number in 1..=end {
+            let (subject, number_text) = (self.subject(), number.to_string());
+            let id = format!("id-{}", self.next_id + self.below(2));
+            let mut headers = vec![("Nats-Batch-Id", "b"), ("Nats-Batch-Sequence", number_text.as_str())];
+            if number == end {
+                headers.push(("Nats-Batch-Commit", "1"));
+            }
+            if self.below(4) == 0 {
+                headers.push(("Nats-Msg-Id", id.as_str()));
+            }
+            drop(self.shard.publish_with(&subject, &headers));
+        }
     }
 
     /// Of one of two streams elsewhere, somewhere near the last; of one of them with its own sequence.

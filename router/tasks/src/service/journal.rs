@@ -6,7 +6,7 @@
 //!   are, and counts only when it is there. What is older is purged then.
 
 use beamlog_router::api::error::{ApiError, PublishRefusal};
-use beamlog_router::api::request::{BatchSelector, Published, Purge, Request, Response};
+use beamlog_router::api::request::{BatchSelector, Purge, Request, Response};
 use beamlog_router::headers::Builder;
 use beamlog_router::stream::StreamConfig;
 use beamlog_router::{Health, Message, Router, Sequence, StreamPublish, headers};
@@ -206,7 +206,8 @@ impl Journal {
             }
         };
         match ticket.wait().result {
-            Ok(Published::Stored(sequence) | Published::Duplicate(sequence)) => {
+            Ok(published) => {
+                let sequence = published.sequence().expect("its one header makes it of no batch");
                 self.last = sequence.0;
                 Ok(())
             }

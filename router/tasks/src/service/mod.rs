@@ -633,7 +633,9 @@ impl Worker {
                     self.route_uncaptured(subjects::USAGE.as_bytes(), &body);
                     up_to = Some(number);
                 }
-                Ok(Published::Duplicate(_)) => up_to = Some(number),
+                Ok(Published::Duplicate(_) | Published::Waiting | Published::Batch { .. }) => {
+                    up_to = Some(number);
+                }
                 Err(refusal) => {
                     warn!(err = %refusal, "usage was not stored; it will be tried again");
                     self.storing.clear();

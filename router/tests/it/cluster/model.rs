@@ -103,6 +103,7 @@ impl Model {
                             assert!(other.is_none(), "sequence {at} was given twice");
                         }
                     }
+                    Ok(Published::Waiting | Published::Batch { .. }) => panic!("no batches are published"),
                     Err(PublishRefusal::NotLeader | PublishRefusal::LogFailed) => {}
                     Err(other) => panic!("{other}"),
                 },
