@@ -56,6 +56,8 @@ pub enum PlantedBug {
     AckBeforeSync,
     /// A new file's name is not made durable.
     DirectoryNotSynced,
+    /// What stands behind a place that cannot be read is cut, as if that were where a write was torn.
+    HoleCut,
 }
 
 impl Default for LogOptions {

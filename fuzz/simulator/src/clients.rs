@@ -1,10 +1,11 @@
 //! The load: clients that publish with message ids, try again what they know nothing of, and remember what
 //! they were promised. A client talks to the node it believes in and goes to another when that one fails.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use beamlog_log::SeededRandom;
+use beamlog_log::{SeededRandom, Term};
 use beamlog_net::runtime::{sleep, timeout};
 use beamlog_router::api::error::PublishRefusal;
 use beamlog_router::api::request::{PublishOutcome, Published};
@@ -22,16 +23,38 @@ const TRIES: usize = 40;
 /// Who can be published to: the running nodes by place.
 pub trait Nodes: Send + Sync {
     fn router(&self, place: usize) -> Option<Router>;
+    /// The term in which it says that it leads.
+    fn leads(&self, place: usize) -> Option<Term>;
     fn count(&self) -> usize;
 }
 
-/// What all clients of a run share.
+/// What all clients that publish to one stream share.
 pub struct Load {
+    /// The first token of what they publish to.
+    subject: &'static str,
     pub nodes: Arc<dyn Nodes>,
     pub oracle: Mutex<Oracle>,
     pub trace: Arc<Trace>,
-    pub violations: Mutex<Vec<Violation>>,
+    pub violations: Arc<Seen>,
     next: Mutex<u64>,
+    /// Clients that are at something.
+    busy: AtomicUsize,
+}
+
+/// What was seen to be wrong while it ran.
+#[derive(Debug, Default)]
+pub struct Seen(Mutex<Vec<Violation>>);
+
+impl Seen {
+    pub fn note(&self, violation: Violation) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(violation);
+    }
+
+    /// The first of them.
+    #[must_use]
+    pub fn first(&self) -> Option<Violation> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).first().cloned()
+    }
 }
 
 /// What one try came to.
@@ -45,8 +68,21 @@ enum Try {
 
 impl Load {
     #[must_use]
-    pub fn new(nodes: Arc<dyn Nodes>, trace: Arc<Trace>) -> Self {
-        Self { nodes, oracle: Mutex::default(), trace, violations: Mutex::default(), next: Mutex::new(1) }
+    pub fn new(
+        subject: &'static str,
+        nodes: Arc<dyn Nodes>,
+        trace: Arc<Trace>,
+        violations: Arc<Seen>,
+    ) -> Self {
+        Self {
+            subject,
+            nodes,
+            oracle: Mutex::default(),
+            trace,
+            violations,
+            next: Mutex::new(1),
+            busy: AtomicUsize::new(0),
+        }
     }
 
     pub fn oracle(&self) -> std::sync::MutexGuard<'_, Oracle> {
@@ -67,16 +103,24 @@ impl Load {
         mut random: SeededRandom,
         think: Duration,
         payload_max: u64,
-        go_on: Arc<std::sync::atomic::AtomicBool>,
+        go_on: Arc<AtomicBool>,
     ) {
         let mut place = random.index(self.nodes.count());
-        while go_on.load(std::sync::atomic::Ordering::Relaxed) {
+        self.busy.fetch_add(1, Ordering::Relaxed);
+        while go_on.load(Ordering::Relaxed) {
             let id = self.next_id();
             let filling = usize::try_from(random.below(payload_max + 1)).unwrap_or(0);
             self.publish(number, id, filling, &mut place, &mut random).await;
             let pause = u64::try_from(think.as_micros()).unwrap_or(u64::MAX);
             sleep(Duration::from_micros(random.below(2 * pause + 1))).await;
         }
+        self.busy.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether all clients have finished what they were at.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.busy.load(Ordering::Relaxed) == 0
     }
 
     /// Publishes the next message until it is acked or patience ends. Returns whether it was acked.
@@ -99,9 +143,9 @@ impl Load {
         for _ in 0..TRIES {
             match self.attempt(*place, number, id, filling).await {
                 Try::Acked(sequence) => {
-                    note!(self.trace, "client {number}: {id} acked as {sequence}");
+                    note!(self.trace, "client {number}: {}.{id} acked as {sequence}", self.subject);
                     if let Err(violation) = self.oracle().acked(id, sequence) {
-                        self.violations.lock().unwrap_or_else(PoisonError::into_inner).push(violation);
+                        self.violations.note(violation);
                     }
                     return true;
                 }
@@ -121,7 +165,7 @@ impl Load {
         let Some(router) = self.nodes.router(place) else { return Try::No };
         let headers = format!("NATS/1.0\r\nNats-Msg-Id: {id}\r\n\r\n");
         let payload = format!("{id} {}", "x".repeat(filling));
-        let ticket = match router.publish(format!("sim.{client}"), headers, payload) {
+        let ticket = match router.publish(format!("{}.{client}", self.subject), headers, payload) {
             Ok(ticket) => ticket,
             Err(PublishError::Subject(_) | PublishError::NoStream | PublishError::Full(_)) => return Try::No,
         };

@@ -21,6 +21,9 @@ use crate::random::{Salt, choices};
 const ROUNDS_MAX: u64 = 100_000;
 const ROUNDS_SUSPICIOUS: u64 = 90_000;
 
+/// What a right wall clock says when a run begins: 2026-01-01, in nanoseconds.
+const BEGINNING: u64 = 1_767_225_600_000_000_000;
+
 type TaskNumber = u64;
 type MachineNumber = u64;
 
@@ -37,6 +40,8 @@ struct Task {
 struct Clockwork {
     now: Duration,
     awake: BTreeSet<TaskNumber>,
+    /// Machines that stand still, and which of their tasks would run.
+    frozen: BTreeMap<MachineNumber, BTreeSet<TaskNumber>>,
     timers: BTreeMap<(Duration, u64), Waker>,
     next_timer: u64,
 }
@@ -78,6 +83,8 @@ pub struct Simulation {
 /// A machine, as [`runtime`] sees it.
 pub struct Machine {
     number: MachineNumber,
+    /// How far its wall clock is off, in nanoseconds.
+    skew: i64,
     simulation: Simulation,
     random: RefCell<SeededRandom>,
 }
@@ -100,13 +107,26 @@ impl Simulation {
 
     /// A machine; the number tells it from others, and from its own earlier lives.
     #[must_use]
-    pub fn machine(&self, number: MachineNumber) -> Rc<Machine> {
+    pub fn machine(&self, number: MachineNumber, skew: i64) -> Rc<Machine> {
         let random = RefCell::new(choices(self.seed, Salt::Elections, number));
-        Rc::new(Machine { number, simulation: self.clone(), random })
+        Rc::new(Machine { number, skew, simulation: self.clone(), random })
+    }
+
+    /// Stops a machine as SIGSTOP does: time passes, and nothing on it runs.
+    pub fn freeze(&self, machine: MachineNumber) {
+        self.clockwork.lock().frozen.entry(machine).or_default();
+    }
+
+    /// Lets a machine go on.
+    pub fn thaw(&self, machine: MachineNumber) {
+        let mut clockwork = self.clockwork.lock();
+        let awake = clockwork.frozen.remove(&machine).unwrap_or_default();
+        clockwork.awake.extend(awake);
     }
 
     /// Ends everything that runs on a machine, as SIGKILL does.
     pub fn kill(&self, machine: MachineNumber) {
+        self.thaw(machine);
         let dead: Vec<Task> = {
             let mut tasks = self.tasks.borrow_mut();
             let numbers: Vec<TaskNumber> = tasks
@@ -179,6 +199,10 @@ impl Simulation {
             let mut tasks = self.tasks.borrow_mut();
             // It may have ended, or been killed, since it was woken.
             tasks.all.get_mut(&number).and_then(|task| {
+                if let Some(waiting) = self.clockwork.lock().frozen.get_mut(&task.machine.number) {
+                    waiting.insert(number);
+                    return None;
+                }
                 let future = task.future.take()?;
                 Some((future, Rc::clone(&task.machine), task.waker.clone()))
             })
@@ -239,6 +263,11 @@ impl Executor for Machine {
         self.simulation.now()
     }
 
+    fn wall(&self) -> u64 {
+        let elapsed = u64::try_from(self.simulation.now().as_nanos()).unwrap_or(u64::MAX);
+        BEGINNING.saturating_add(elapsed).saturating_add_signed(self.skew)
+    }
+
     fn spawn(&self, task: BoxFuture<'static, ()>, name: &'static str) {
         let clockwork = self.simulation.clockwork.clone();
         let mut tasks = self.simulation.tasks.borrow_mut();
@@ -247,6 +276,7 @@ impl Executor for Machine {
         let waker = Waker::from(Arc::new(WakeTask { clockwork: clockwork.clone(), number }));
         let machine = Rc::new(Self {
             number: self.number,
+            skew: self.skew,
             simulation: self.simulation.clone(),
             random: RefCell::new(SeededRandom::new(self.random() ^ number)),
         });
@@ -310,7 +340,7 @@ mod tests {
 
     fn order(seed: u64) -> Vec<u64> {
         let simulation = Simulation::new(seed);
-        let world = simulation.machine(0);
+        let world = simulation.machine(0, 0);
         let seen = Arc::new(Mutex::new(Vec::new()));
         let inner = Arc::clone(&seen);
         simulation
@@ -342,7 +372,7 @@ mod tests {
     #[test]
     fn tasks_that_never_rest_are_named() {
         let simulation = Simulation::new(1);
-        let (world, node) = (simulation.machine(0), simulation.machine(7));
+        let (world, node) = (simulation.machine(0, 0), simulation.machine(7, 0));
         let stuck = simulation.run(&world, async move {
             let restless = std::future::poll_fn(|context: &mut Context<'_>| {
                 context.waker().wake_by_ref();
@@ -357,7 +387,7 @@ mod tests {
     #[test]
     fn a_killed_machine_does_nothing_more() {
         let simulation = Simulation::new(1);
-        let (world, node) = (simulation.machine(0), simulation.machine(1));
+        let (world, node) = (simulation.machine(0, 0), simulation.machine(1, 0));
         let done = Arc::new(Mutex::new(0));
         let (inner, outer, killer) = (Arc::clone(&done), Arc::clone(&done), simulation.clone());
         simulation

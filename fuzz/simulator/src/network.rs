@@ -163,6 +163,11 @@ impl Network {
         };
     }
 
+    /// No way is cut any more; who stands still does.
+    pub fn heal_ways(&self) {
+        self.lock().cuts.clear();
+    }
+
     /// Everything gets through again.
     pub fn heal(&self) {
         let mut inner = self.lock();
@@ -405,6 +410,20 @@ impl PeerTransport for Endpoint {
             let key = pair(self.own, session.peer);
             self.network.end_sessions(|other| other == key, reason);
         }
+    }
+
+    /// Its address answers that nobody listens, if that comes through.
+    fn has_ended(&self, peer: PeerId) -> BoxFuture<'static, bool> {
+        let (network, own) = (self.network.clone(), self.own);
+        Box::pin(async move {
+            let asked = async {
+                network.travel(own, peer).await;
+                let nobody = network.handler(peer).is_none();
+                network.travel(peer, own).await;
+                nobody
+            };
+            timeout(IDLE / 5, asked).await.unwrap_or(false)
+        })
     }
 
     fn session(&self, peer: PeerId) -> Option<Session> {

@@ -7,18 +7,21 @@ use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use beamlog_log::sim_disk::{Crash, SimDisk};
-use beamlog_log::{Disk, Index, NodeId, SeededRandom, ShardId};
-use beamlog_net::cluster::{ChangeError, Cluster, ClusterOptions, Member, Seat, Standing, Start};
+use beamlog_log::{Disk, Index, NodeId, PlantedBug, SeededRandom, ShardId};
+use beamlog_net::cluster::{self, ChangeError, Cluster, ClusterOptions, Member, Seat, Standing, Start};
 use beamlog_net::peer::{Introduction, PeerId, Role as PeerRole};
 use beamlog_net::runtime::{self, Executor};
 use beamlog_router::embed::PlainWire;
 use beamlog_router::replica::Role;
-use beamlog_router::{Clocks, Router, RouterOptions, Stepper};
+use beamlog_router::{Clocks, Health, Router, RouterOptions, Stepper};
 
 use crate::executor::{Machine, Simulation};
+use crate::host::Host;
 use crate::network::Network;
 use crate::note;
+use crate::oracle::Violation;
 use crate::planted::Planted;
+use crate::run::Leaders;
 use crate::trace::Trace;
 
 /// How long a step of a driver takes at least: time passes while it works.
@@ -54,9 +57,17 @@ pub struct Place {
     pub disk: SimDisk,
     pub id: NodeId,
     pub peer: PeerId,
+    /// How often another node was put in this place.
+    generation: u64,
+    /// Its disk was told to fail: its process may stop.
+    pub excused: bool,
+    /// Bytes of its disk have decayed.
+    pub rotten: bool,
     lives: u64,
     machine: Option<u64>,
     slot: Slot,
+    /// The last entry that its processes knew to be committed and on this disk.
+    held: Index,
 }
 
 /// What all places share.
@@ -68,16 +79,12 @@ pub struct Surroundings {
     /// Where the simulated clocks begin.
     pub epoch: Instant,
     pub planted: Option<Planted>,
+    pub leaders: Arc<Leaders>,
 }
 
 struct SimClocks {
     epoch: Instant,
-    /// How far the wall clock is off, in nanoseconds.
-    skew: i64,
 }
-
-/// 2026-01-01, in nanoseconds.
-const BEGINNING: u64 = 1_767_225_600_000_000_000;
 
 impl Clocks for SimClocks {
     fn monotonic(&self) -> Instant {
@@ -85,9 +92,15 @@ impl Clocks for SimClocks {
     }
 
     fn wall(&self) -> u64 {
-        let elapsed = u64::try_from(runtime::now().0.as_nanos()).unwrap_or(u64::MAX);
-        BEGINNING.saturating_add(elapsed).saturating_add_signed(self.skew)
+        runtime::wall()
     }
+}
+
+/// The id of a store is drawn when it is made.
+fn node_id(place: usize, generation: u64) -> NodeId {
+    let mut bytes = [0; 16];
+    SeededRandom::new(place as u64 + 1_000 * generation).fill(&mut bytes);
+    NodeId(bytes)
 }
 
 fn lock(slot: &Slot) -> MutexGuard<'_, Shown> {
@@ -97,18 +110,36 @@ fn lock(slot: &Slot) -> MutexGuard<'_, Shown> {
 impl Place {
     #[must_use]
     pub fn new(number: usize) -> Self {
-        let mut bytes = [0; 16];
-        SeededRandom::new(number as u64).fill(&mut bytes);
-        let id = NodeId(bytes);
+        let id = node_id(number, 0);
         Self {
             number,
             disk: SimDisk::new(),
             id,
             peer: PeerId::of_store(&id.0),
+            generation: 0,
+            excused: false,
+            rotten: false,
             lives: 0,
             machine: None,
             slot: Slot::default(),
+            held: Index(0),
         }
+    }
+
+    /// Another node with an empty disk is in this place. The one before must be dead; its id does not come back.
+    pub fn replace(&mut self) -> PeerId {
+        assert!(!self.is_alive(), "a node is replaced when it is gone");
+        self.generation += 1;
+        self.id = node_id(self.number, self.generation);
+        self.disk = SimDisk::new();
+        self.held = Index(0);
+        std::mem::replace(&mut self.peer, PeerId::of_store(&self.id.0))
+    }
+
+    /// The running process.
+    #[must_use]
+    pub const fn machine(&self) -> Option<u64> {
+        self.machine
     }
 
     #[must_use]
@@ -116,12 +147,27 @@ impl Place {
         self.machine.is_some()
     }
 
-    /// Whether its process has stopped by itself, or would have: a supervisor starts it anew.
+    /// Why its process has stopped by itself, or would have: a supervisor starts it anew.
     #[must_use]
-    pub fn has_failed(&self) -> bool {
+    pub fn failure(&self) -> Option<String> {
         let shown = self.shown();
-        let failed = |cluster: &Cluster| matches!(cluster.state().borrow().standing, Standing::Failed { .. });
-        shown.stopped.is_some() || shown.cluster.as_ref().is_some_and(failed)
+        let of = |cluster: &Cluster| match &cluster.state().borrow().standing {
+            Standing::Failed { reason } => Some(reason.clone()),
+            Standing::Waiting
+            | Standing::Learner
+            | Standing::Follower
+            | Standing::Candidate
+            | Standing::Leader
+            | Standing::Fenced { .. }
+            | Standing::Stopped => None,
+        };
+        // A process whose log has failed ends.
+        let log = |router: &Router| match router.health() {
+            Health::LogFailed { reason } => Some(reason),
+            Health::Serving | Health::InsufficientStorage | Health::Damaged { .. } | Health::Closed => None,
+        };
+        let of_router = || shown.router.as_ref().and_then(log);
+        shown.stopped.clone().or_else(of_router).or_else(|| shown.cluster.as_ref().and_then(of))
     }
 
     pub fn shown(&self) -> MutexGuard<'_, Shown> {
@@ -133,19 +179,22 @@ impl Place {
         Arc::clone(&self.slot)
     }
 
-    fn member(&self) -> Member {
-        Member {
-            name: format!("n{}", self.number),
-            address: format!("n{}:1", self.number),
-            ..Member::default()
-        }
+    /// What it is to the others.
+    #[must_use]
+    pub fn member(&self) -> Member {
+        let name = match self.generation {
+            0 => format!("n{}", self.number),
+            generation => format!("n{}-{generation}", self.number),
+        };
+        Member { address: format!("{name}:1"), name, ..Member::default() }
     }
 
-    /// Begins a life. The first node of all begins the cluster; others ask `others` to take them in.
-    pub fn start(&mut self, around: &Surroundings, first: bool, others: Vec<PeerId>, skew: i64) {
+    /// Begins a life. The first node of all begins the cluster; others ask `others` to take them in, but for those that
+    /// replace somebody: they are taken in by who replaces them.
+    pub fn start(&mut self, around: &Surroundings, others: Vec<PeerId>, skew: i64) {
         self.lives += 1;
         let number = 1 + self.number as u64 * 10_000 + self.lives;
-        let machine = around.simulation.machine(number);
+        let machine = around.simulation.machine(number, skew);
         self.machine = Some(number);
         *self.shown() = Shown::default();
         note!(around.trace, "n{} starts, life {}", self.number, self.lives);
@@ -155,15 +204,16 @@ impl Place {
             peer: self.peer,
             process: number,
             disk: Planted::disk(around.planted, self.number, &self.disk),
-            forgets_ids: around.planted == Some(Planted::IdsForgotten),
+            planted: around.planted,
             member: self.member(),
-            first,
-            others,
-            skew,
+            first: self.number == 0 && self.generation == 0,
+            others: if self.generation == 0 { others } else { Vec::new() },
             slot: Arc::clone(&self.slot),
             network: around.network.clone(),
             trace: Arc::clone(&around.trace),
             epoch: around.epoch,
+            leaders: Arc::clone(&around.leaders),
+            held: self.held,
         };
         spawn_on(&machine, life.live());
     }
@@ -171,6 +221,10 @@ impl Place {
     /// The process dies; `crash` says what becomes of what was not synced.
     pub fn die(&mut self, around: &Surroundings, crash: Crash) {
         let Some(machine) = self.machine.take() else { return };
+        let status = self.shown().cluster.as_ref().map(Cluster::status);
+        if let Some(status) = status {
+            self.held = self.held.max(status.committed.min(status.durable.index));
+        }
         note!(around.trace, "n{} dies: {crash:?}", self.number);
         around.network.detach(self.peer);
         around.simulation.kill(machine);
@@ -200,15 +254,16 @@ struct Life {
     peer: PeerId,
     process: u64,
     disk: Arc<dyn Disk>,
-    forgets_ids: bool,
+    planted: Option<Planted>,
     member: Member,
     first: bool,
     others: Vec<PeerId>,
-    skew: i64,
     slot: Slot,
     network: Network,
     trace: Arc<Trace>,
     epoch: Instant,
+    leaders: Arc<Leaders>,
+    held: Index,
 }
 
 impl Life {
@@ -223,19 +278,23 @@ impl Life {
 
     async fn try_live(&self) -> Result<(), String> {
         let seat = Seat::new();
-        let clocks = SimClocks { epoch: self.epoch, skew: self.skew };
+        let clocks = SimClocks { epoch: self.epoch };
+        let mut options = RouterOptions::for_simulation();
+        options.log.planted_bug = (self.planted == Some(Planted::HoleCut)).then_some(PlantedBug::HoleCut);
         let (router, replica, mut stepper) = Router::open_stepped(
             Path::new("/data"),
             Arc::clone(&self.disk),
-            &RouterOptions::for_simulation(),
+            &options,
             Arc::new(PlainWire),
             seat.replicator(),
             Box::new(clocks),
             self.id,
         )
         .map_err(|error| format!("opening: {error:?}"))?;
-        if self.forgets_ids {
-            stepper.forget_ids_when_leading();
+        match self.planted {
+            Some(Planted::IdsForgotten) => stepper.forget_ids_when_leading(),
+            Some(Planted::WatermarkBeside) => stepper.forget_watermarks_when_leading(),
+            Some(_) | None => {}
         }
         let introduction = Introduction {
             cluster: "sim".to_owned(),
@@ -246,7 +305,7 @@ impl Life {
             advertise: self.member.address.clone(),
             claims: bytes::Bytes::new(),
         };
-        let (handler, claims) = (seat.handler(), seat.claims());
+        let (handler, claims) = (Host::begin(seat.handler()), seat.claims());
         let endpoint = self.network.attach(introduction, handler, claims, self.process);
         drop(runtime::spawn(drive(stepper, Arc::clone(&self.slot), Arc::clone(&self.trace), self.place)));
         let start = Start {
@@ -256,17 +315,33 @@ impl Life {
             replica,
             transport: Arc::new(endpoint),
             first: self.first.then(|| self.member.clone()),
-            options: ClusterOptions::default(),
+            options: ClusterOptions { planted_bug: self.counting(), ..ClusterOptions::default() },
         };
         let cluster = Cluster::start(start).await.map_err(|error| format!("starting: {error:?}"))?;
+        let router_health = router.health();
         {
             let mut shown = lock(&self.slot);
             shown.router = Some(router);
             shown.cluster = Some(cluster.clone());
         }
+        let last = cluster.status().last.index;
+        if last < self.held && !matches!(router_health, Health::Damaged { .. }) {
+            let (held, place) = (self.held, self.place);
+            let text = format!("n{place} held committed entries up to {held} and comes back with {last}");
+            self.leaders.seen().note(Violation::Other(text));
+        }
         drop(runtime::spawn(self.watch(cluster.clone())));
         self.join(&cluster).await;
         Ok(())
+    }
+
+    /// How it counts wrong.
+    fn counting(&self) -> Option<cluster::PlantedBug> {
+        match self.planted {
+            Some(Planted::AnswersMadeUp) => Some(cluster::PlantedBug::AnswersMadeUp),
+            Some(Planted::AnswersMadeUpAndBooked) => Some(cluster::PlantedBug::AnswersMadeUpAndBooked),
+            Some(_) | None => None,
+        }
     }
 
     /// Asks one node after another to be taken in, until it is.
@@ -295,12 +370,16 @@ impl Life {
     /// Tells of changes of the role.
     fn watch(&self, cluster: Cluster) -> impl Future<Output = ()> + Send + 'static {
         let (slot, trace, place) = (Arc::clone(&self.slot), Arc::clone(&self.trace), self.place);
+        let leaders = Arc::clone(&self.leaders);
         let mut role = cluster.role();
         async move {
             loop {
                 let now = *role.borrow_and_update();
                 note!(trace, "n{place} is {now:?}");
                 lock(&slot).role = now;
+                if let Role::Leader { term } = now {
+                    leaders.note(term, place);
+                }
                 if role.changed().await.is_err() {
                     return;
                 }

@@ -73,8 +73,13 @@ impl Oracle {
         self.acked
     }
 
-    /// Compares with the messages of a stream, by sequence. `id_of` reads a message's id from its payload.
+    /// Compares with the messages of a stream, by sequence.
     pub fn check(&self, stored: &BTreeMap<u64, u64>) -> Result<(), Violation> {
+        self.check_from(0, stored)
+    }
+
+    /// As [`Self::check`]; what was stored before sequence `first` is gone because of a limit.
+    pub fn check_from(&self, first: u64, stored: &BTreeMap<u64, u64>) -> Result<(), Violation> {
         let mut seen: BTreeMap<u64, u64> = BTreeMap::new();
         for (sequence, id) in stored {
             if let Some(first) = seen.insert(*id, *sequence) {
@@ -90,6 +95,7 @@ impl Oracle {
         }
         for (id, fate) in &self.fates {
             if let Fate::Acked { sequence } = fate
+                && *sequence >= first
                 && stored.get(sequence) != Some(id)
             {
                 let there =

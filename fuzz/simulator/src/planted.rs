@@ -18,8 +18,16 @@ pub enum Planted {
     QuorumOneShort,
     /// Votes are not synced.
     VoteNotSynced,
+    /// Who leads is told of answers that never came, and commits with one copy less.
+    AnswersMadeUp,
+    /// So are the books that count beside.
+    AnswersMadeUpAndBooked,
     /// Who becomes leader knows no message ids.
     IdsForgotten,
+    /// What stands behind a hole in the log is cut when a node starts.
+    HoleCut,
+    /// How far a link came is not in the entries: who becomes leader does not know it.
+    WatermarkBeside,
 }
 
 impl Planted {
@@ -30,7 +38,15 @@ impl Planted {
             // Not the first, which leads at the beginning and hears of a quorum from another.
             Some(Self::QuorumOneShort) if place == 1 => Lies::Log,
             Some(Self::VoteNotSynced) => Lies::Vote,
-            Some(Self::QuorumOneShort | Self::IdsForgotten) | None => return Arc::new(disk.clone()),
+            Some(
+                Self::QuorumOneShort
+                | Self::AnswersMadeUp
+                | Self::AnswersMadeUpAndBooked
+                | Self::IdsForgotten
+                | Self::HoleCut
+                | Self::WatermarkBeside,
+            )
+            | None => return Arc::new(disk.clone()),
         };
         Arc::new(Careless { disk: disk.clone(), lies })
     }

@@ -26,10 +26,20 @@ pub struct Faults {
     pub blackouts_every: Option<Duration>,
     /// A failed sync now and then.
     pub disk_errors_every: Option<Duration>,
+    /// Nodes stand still altogether, as SIGSTOP does it, about this far apart.
+    pub freezes_every: Option<Duration>,
+    /// A disk has no room for a while, about this far apart.
+    pub full_disks_every: Option<Duration>,
+    /// Bytes on the disk of one node decay, about this far apart; later another node is put in its place.
+    pub rots_every: Option<Duration>,
+    /// A node is taken away and a new one put in its place, about this far apart.
+    pub replacements_every: Option<Duration>,
     /// Leadership is handed over by hand, about this far apart.
     pub transfers_every: Option<Duration>,
-    /// Wall clocks jump by up to this much when a node starts.
+    /// Wall clocks are off by up to this much, another time each time that a node starts.
     pub clock_skew_max: Duration,
+    /// Those of a minority, the last nodes, are off by up to this much.
+    pub wild_clock_skew_max: Duration,
 }
 
 /// A run, drawn from its seed.
@@ -38,6 +48,13 @@ pub struct Scenario {
     pub seed: u64,
     pub nodes: usize,
     pub clients: usize,
+    /// Clients that publish to the work queue, and who works there.
+    pub publishers: usize,
+    pub workers: usize,
+    /// Whether a link brings messages too.
+    pub links: bool,
+    /// How many messages the stream keeps; all if not said.
+    pub keeps: Option<u64>,
     /// The mean pause of a client between two publishes.
     pub think: Duration,
     /// Bytes of a payload beyond its id.
@@ -51,9 +68,9 @@ pub struct Scenario {
     pub planted: Option<Planted>,
 }
 
-/// A node that starts believes its wall clock, as far as the log's time lets it (DR17): who leads next with one that
-/// is wrong by more than a dedup window forgets the ids of it. Not drawn, because it would be found again and again.
+/// Clocks of a quorum that are further apart than this may not agree.
 const SKEW_MAX_MILLIS: u64 = 20_000;
+const HOURS: u64 = 3_600_000;
 
 impl Scenario {
     #[must_use]
@@ -69,12 +86,21 @@ impl Scenario {
             blackouts_every: maybe(random, 1, &[6_000]),
             disk_errors_every: maybe(random, 1, &[5_000]),
             transfers_every: maybe(random, 1, &[3_000]),
+            freezes_every: maybe(random, 1, &[3_000]),
+            full_disks_every: maybe(random, 1, &[4_000]),
+            rots_every: maybe(random, 1, &[3_000]),
+            replacements_every: maybe(random, 1, &[3_000]),
             clock_skew_max: millis(one_of(random, &[0, 100, SKEW_MAX_MILLIS])),
+            wild_clock_skew_max: millis(one_of(random, &[0, HOURS / 10, 6 * HOURS, 24 * HOURS])),
         };
         Self {
             seed,
             nodes: if random.one_in(4) { 5 } else { 3 },
-            clients: 1 + random.index(6),
+            clients: 1 + random.index(4),
+            publishers: random.index(3),
+            workers: 1 + random.index(2),
+            links: random.one_in(2),
+            keeps: if random.one_in(3) { Some(50 + random.below(200)) } else { None },
             think: millis(one_of(random, &[1, 5, 20])),
             payload_max: one_of(random, &[0, 64, 400]),
             faults,

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use beamlog_simulator::run::{run, run_scenario};
+use beamlog_simulator::batch::{Batch, Sum};
+use beamlog_simulator::run::run_scenario;
 use beamlog_simulator::swarm::{Faults, Scenario};
 
 fn holds(seed: u64) {
@@ -19,25 +20,23 @@ fn holds_in(scenario: &Scenario) {
     assert_eq!((again.hash, again.events), (first.hash, first.events), "seed {seed} is two different runs");
 }
 
-fn all_hold(seeds: impl Iterator<Item = u64>) {
-    let failed: Vec<_> =
-        seeds.filter_map(|seed| run(seed, false).violation.map(|violation| (seed, violation))).collect();
-    assert_eq!(failed, []);
-}
-
-/// Five nodes, processes dying and a power cut of all.
-#[test]
-fn a_cluster_survives_deaths_and_a_power_cut() {
-    holds(0);
+fn told(sum: &Sum) -> String {
+    let tell = |(seed, violation): &(u64, String)| {
+        let again = format!("cargo run --release -p beamlog-simulator -- --seed {seed} --trace");
+        format!("seed {seed}: {violation}\n  again: {again}\n")
+    };
+    sum.failed.iter().map(tell).collect()
 }
 
 /// A node whose wall clock was an hour ahead, and that had heard its leader's time, was made leader, and forgot the
 /// message ids of the last two minutes.
 #[test]
 fn a_leader_with_a_fast_clock_forgets_no_message_ids() {
-    let drawn = Scenario::draw(1);
-    let faults = Faults { clock_skew_max: Duration::from_secs(3_600), ..drawn.faults };
-    holds_in(&Scenario { faults, ..drawn });
+    for seed in [1, 15, 16, 28] {
+        let drawn = Scenario::draw(seed);
+        let faults = Faults { wild_clock_skew_max: Duration::from_secs(3_600), ..drawn.faults };
+        holds_in(&Scenario { faults, ..drawn });
+    }
 }
 
 /// A leader that had lost its quorum and found it again asked for a successor at every change that it saw, and each
@@ -47,18 +46,23 @@ fn a_leader_that_found_its_quorum_again_asks_for_a_successor_now_and_then() {
     holds(5);
 }
 
-/// A failed sync: the process ends and comes back.
+/// One of three nodes was dead, one needed a copy of the files, and the leader gave none while there was an entry that
+/// was not committed: which it could not become without the node that waited for the copy.
 #[test]
-fn a_node_whose_log_failed_comes_back() {
-    holds(103);
+fn a_copy_is_given_while_the_last_entries_are_not_committed() {
+    for seed in [39, 135, 137] {
+        holds(seed);
+    }
 }
 
 #[test]
-fn the_first_seeds_hold_even_ones() {
-    all_hold((2..30).step_by(2));
-}
-
-#[test]
-fn the_first_seeds_hold_odd_ones() {
-    all_hold((3..30).step_by(2).filter(|seed| *seed != 5));
+fn the_first_300_seeds_hold() {
+    let jobs = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let batch = Batch { from: 0, seeds: 300, jobs, twice_one_in: 20, planted: None };
+    let sum = batch.run(|_| {});
+    assert!(sum.failed.is_empty(), "{}", told(&sum));
+    assert!(
+        sum.acked > 100_000 && sum.delivered > 1_000 && sum.replaced > 10,
+        "the seeds test little: {sum:?}"
+    );
 }

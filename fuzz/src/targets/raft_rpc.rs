@@ -51,6 +51,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         Request::Offer { vote: leader, state: CopyOf { last: id(9, 3) } },
         Request::Files,
         Request::Have { index: Index(9) },
+        Request::Time,
         Request::Chunk { file: "00000000000000000001.seg".into(), offset: 4096, bytes: 65_536 },
     ];
     let answers = [
@@ -70,6 +71,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         Answer::Have(Have::Never),
         Answer::Have(Have::Entry(entry(6, 2, b"records"))),
         Answer::Have(Have::Unknown),
+        Answer::Time(Timestamp(1_767_225_600_000_000_000)),
         Answer::Chunk(b"bytes".as_slice().into()),
     ];
     let requests = requests.iter().map(|request| request.encode(ShardId(0)).to_vec());

@@ -46,6 +46,19 @@ pub(super) struct Collected {
     pub(super) retired: Vec<SegmentId>,
 }
 
+/// The planted bug: what stands behind a place that cannot be read is not there.
+#[cfg(any(test, feature = "planted-bugs"))]
+fn without_holes(mut image: Image) -> Image {
+    let Ok(header) = SegmentHeader::decode(&image.bytes) else { return image };
+    let scan = tail::scan(&image.bytes, &header, &mut |_, _, _| {});
+    let hole = scan.gaps.first().map(|gap| gap.offset);
+    let suspect = (scan.ending == End::Suspect).then_some(scan.end);
+    if let Some(cut) = hole.or(suspect) {
+        image.bytes.truncate(usize::try_from(cut).expect("a place in an image that is in memory"));
+    }
+    image
+}
+
 impl Newest {
     pub(crate) fn read(
         files: &Files,
@@ -59,6 +72,12 @@ impl Newest {
             .open(&files.path(&name), OpenMode::Read)
             .map_err(|source| files.failed("opening", &name, source))?;
         let image = read_image(&*file, true).map_err(|source| files.failed("reading", &name, source))?;
+        #[cfg(any(test, feature = "planted-bugs"))]
+        let image = if options.planted_bug == Some(crate::options::PlantedBug::HoleCut) {
+            without_holes(image)
+        } else {
+            image
+        };
         let corrupt = |offset, reason| OpenError::Corrupt {
             damage: Damage { segment: key.segment, offset, reason },
             quarantined: quarantine(files, key, 0, &image.bytes),

@@ -13,9 +13,12 @@ use std::{
 use bytes::Bytes;
 
 use crate::{
-    Damage, Disk, DiskFailed, EntryId, Index, Log, OpenMode, ShardId, SyncError, Term,
+    Damage, Disk, DiskFailed, EntryId, Index, Log, OpenMode, ShardId, SyncError, Term, TruncateError,
     envelope::{self, DecodeError, EncodeError, Enveloped},
-    format::segment::{FOOTER_BYTES, FRAMES_AT, SegmentKey},
+    format::{
+        hash::ContentHash,
+        segment::{FOOTER_BYTES, FRAMES_AT, SegmentKey},
+    },
 };
 
 /// Longest piece that is read at once.
@@ -135,6 +138,8 @@ pub enum ShipError {
     Unknown { name: String },
     #[error("{name} has no {len} bytes at {offset}")]
     Range { name: String, offset: u64, len: usize },
+    #[error("the open segment begins with entry {base}, which is not decided")]
+    Undecided { base: Index },
     #[error(transparent)]
     Disk(#[from] DiskFailed),
 }
@@ -177,11 +182,11 @@ impl Shipment {
 }
 
 impl Log {
-    /// The log's files as they are now, for a peer. Everything written is synced first.
+    /// The log's files as they are now, for a peer, up to the entry `decided`. Everything written is synced first.
     ///
-    /// Every entry in them counts for who gets them: call it when the last one was decided. The smaller the open
+    /// Every entry in them counts for who gets them: what is behind `decided` is left out. The smaller the open
     /// segment, the less has to be fetched again when it is asked for again: best right after a roll.
-    pub fn ship(&mut self) -> Result<Shipment, ShipError> {
+    pub fn ship(&mut self, decided: Index) -> Result<Shipment, ShipError> {
         let damage = self.fence.iter().chain(self.losses.values()).next();
         if let Some(damage) =
             damage.or_else(|| self.sealed.values().find_map(|sealed| sealed.damage.as_ref()))
@@ -206,18 +211,50 @@ impl Log {
                 hash: footer.content_hash,
             });
         }
-        let open = &self.open;
-        pin.insert(open.key());
-        files.push(LogFile { name: open.key().file_name(), bytes: open.end, hash: open.hash.value() });
+        pin.insert(self.open.key());
+        let (open, last) = self.open_up_to(decided)?;
+        files.push(open);
         self.stop_compaction(&pin)?;
         let pin = Arc::new(pin);
         self.history.pin(Arc::downgrade(&pin));
         Ok(Shipment {
-            files: LogFiles { shard: self.shard, last: self.last_id(), files },
+            files: LogFiles { shard: self.shard, last, files },
             disk: self.files.disk_handle(),
             directory: self.files.directory().to_owned(),
             _pin: pin,
         })
+    }
+}
+
+impl Log {
+    /// The open segment up to an entry, and that entry. A segment begins with what is decided, so it is in there.
+    fn open_up_to(&mut self, decided: Index) -> Result<(LogFile, EntryId), ShipError> {
+        let name = self.open.key().file_name();
+        if decided >= self.last_index {
+            let file = LogFile { name, bytes: self.open.end, hash: self.open.hash.value() };
+            return Ok((file, self.last_id()));
+        }
+        let (end, last) = self.end_of(decided).map_err(ship_error)?;
+        let mut hash = ContentHash::new();
+        let mut at = FRAMES_AT;
+        while at < end {
+            let piece = self.read_open(at, (end - at).min(1 << 20)).map_err(ship_error)?;
+            hash.update(&piece);
+            at += piece.len() as u64;
+        }
+        Ok((LogFile { name, bytes: end, hash: hash.value() }, last))
+    }
+}
+
+fn ship_error(error: TruncateError) -> ShipError {
+    match error {
+        TruncateError::Damaged(damage) | TruncateError::Fenced(damage) => ShipError::Damaged(damage),
+        TruncateError::Disk(failed) => ShipError::Disk(failed),
+        TruncateError::Decided { base } => ShipError::Undecided { base },
+        TruncateError::Poisoned
+        | TruncateError::NoDoubt
+        | TruncateError::Entry(_)
+        | TruncateError::Reopen(_) => ShipError::Poisoned,
     }
 }
 

@@ -211,6 +211,23 @@ impl Log {
         Ok((last, checksum))
     }
 
+    /// Where an entry of the open segment, or what that begins with, ends; and its name.
+    pub(super) fn end_of(&mut self, index: Index) -> Result<(u64, EntryId), TruncateError> {
+        let base = Index(self.open.header.segment.0 - 1);
+        if index < base {
+            return Err(TruncateError::Decided { base });
+        }
+        let within = self.within(index.next()).map_err(TruncateError::Damaged)?;
+        let end = self.place_of(within, index.next()).map_err(TruncateError::Damaged)?;
+        let (last, _) = self.order_at(end)?;
+        Ok((end, last))
+    }
+
+    /// Bytes of the open segment.
+    pub(super) fn read_open(&self, from: u64, len: u64) -> Result<Vec<u8>, TruncateError> {
+        read_exactly(&self.files, &*self.open.file, self.open.key(), from, len)
+    }
+
     /// What stands in the open segment from this place on.
     fn read_to_end(&self, from: u64) -> Result<Vec<u8>, TruncateError> {
         read_exactly(&self.files, &*self.open.file, self.open.key(), from, self.open.end - from)

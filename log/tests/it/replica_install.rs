@@ -77,7 +77,7 @@ fn check(disk: &SimDisk, model: &Model, decided: Index) -> Replica {
 fn a_copy_takes_the_place_of_another_log_and_goes_on() {
     for seed in 0..6 {
         let mut source = rich(seed);
-        let shipment = source.log.ship().unwrap();
+        let shipment = source.log.ship(Index(u64::MAX)).unwrap();
         assert_eq!(shipment.files().last, source.model.last());
         let list = LogFiles::decode(&shipment.files().encode().unwrap()).unwrap();
         assert_eq!(&list, shipment.files());
@@ -117,7 +117,7 @@ fn what_is_there_already_is_not_fetched_again() {
     let mut source = rich(2);
     let disk = new_disk();
     let target = poor(&disk, 3);
-    let shipment = source.log.ship().unwrap();
+    let shipment = source.log.ship(Index(u64::MAX)).unwrap();
     let list = shipment.files();
     let mut installation = begin(&disk, list).unwrap();
     // Half of it, and a restart.
@@ -136,7 +136,7 @@ fn what_is_there_already_is_not_fetched_again() {
     let target = check(&disk, &source.model, source.model.last().index);
     // The same again: only the segment that is open there comes over the wire.
     source.append(&mut SeededRandom::new(1)).unwrap();
-    let shipment = source.log.ship().unwrap();
+    let shipment = source.log.ship(Index(u64::MAX)).unwrap();
     let mut installation = begin(&disk, shipment.files()).unwrap();
     let open_file = shipment.files().files.last().unwrap();
     assert_eq!(installation.missing_bytes(), open_file.bytes);
@@ -148,7 +148,7 @@ fn what_is_there_already_is_not_fetched_again() {
 #[test]
 fn a_changed_bit_is_noticed_and_the_file_wanted_again() {
     let mut source = rich(4);
-    let shipment = source.log.ship().unwrap();
+    let shipment = source.log.ship(Index(u64::MAX)).unwrap();
     let disk = new_disk();
     let target = poor(&disk, 5);
     let mut installation = begin(&disk, shipment.files()).unwrap();
@@ -176,7 +176,7 @@ fn a_changed_bit_is_noticed_and_the_file_wanted_again() {
 #[test]
 fn a_copy_that_is_no_log_leaves_the_present_one_alone() {
     let mut source = rich(6);
-    let shipment = source.log.ship().unwrap();
+    let shipment = source.log.ship(Index(u64::MAX)).unwrap();
     let disk = new_disk();
     let mut target = poor(&disk, 7);
     // A segment in the middle is not announced.
@@ -222,7 +222,7 @@ fn settle(disk: &SimDisk, old: &Model, old_decided: Index, source: &Replica, shi
 #[test]
 fn a_cut_before_every_change_of_an_exchange_leaves_one_log_or_the_other() {
     let mut source = rich(8);
-    let shipment = source.log.ship().unwrap();
+    let shipment = source.log.ship(Index(u64::MAX)).unwrap();
     let base = new_disk();
     let target = poor(&base, 9);
     let (old, old_decided) = (target.model.clone(), target.decided);
@@ -255,7 +255,7 @@ fn a_cut_before_every_change_of_an_exchange_leaves_one_log_or_the_other() {
 #[test]
 fn every_operation_of_an_exchange_fails_and_one_log_or_the_other_is_there() {
     let mut source = rich(10);
-    let shipment = source.log.ship().unwrap();
+    let shipment = source.log.ship(Index(u64::MAX)).unwrap();
     let base = new_disk();
     let target = poor(&base, 11);
     let (old, old_decided) = (target.model.clone(), target.decided);
@@ -284,7 +284,7 @@ fn every_operation_of_an_exchange_fails_and_one_log_or_the_other_is_there() {
 #[test]
 fn files_that_are_read_by_others_stay_until_they_were_read() {
     let mut source = rich(12);
-    let shipment = source.log.ship().unwrap();
+    let shipment = source.log.ship(Index(u64::MAX)).unwrap();
     let lasts = source.model.lasts();
     for (stream, last) in lasts {
         source.model.floors.insert(stream, last);
@@ -362,7 +362,7 @@ fn entries_are_cut_and_a_copy_is_made_on_the_systems_disk() {
     drop(log);
     let mut log = open(one.path());
     check(&mut log, &entries);
-    let shipment = log.ship().unwrap();
+    let shipment = log.ship(Index(u64::MAX)).unwrap();
     let present = open(other.path());
     let mut installation = Installation::begin(&disk, other.path(), SHARD, shipment.files().clone()).unwrap();
     fetch(&mut installation, &shipment, 1 << 20).unwrap();
@@ -375,4 +375,29 @@ fn entries_are_cut_and_a_copy_is_made_on_the_systems_disk() {
     fetch(&mut installation, &shipment, 1 << 20).unwrap();
     installation.exchange(present).unwrap();
     check(&mut open(other.path()), &entries);
+}
+
+/// What is not decided when files are given is not in them: a peer that gets them may be the one whose vote is missing.
+#[test]
+fn a_copy_ends_with_what_is_decided() {
+    for seed in 0..6 {
+        let mut source = rich(seed);
+        let decided = source.model.last();
+        let model = source.model.clone();
+        source.decided = decided.index;
+        let mut random = SeededRandom::new(seed);
+        for undecided in 1..4 {
+            source.append(&mut random).unwrap();
+            assert_eq!(source.log.last_id().index.0, decided.index.0 + undecided);
+            let shipment = source.log.ship(decided.index).unwrap();
+            assert_eq!(shipment.files().last, decided);
+            let disk = new_disk();
+            let target = poor(&disk, seed + 100);
+            let mut installation = begin(&disk, shipment.files()).unwrap();
+            fetch(&mut installation, &shipment, 4096).unwrap();
+            installation.verify().unwrap();
+            installation.exchange(target.log).unwrap();
+            check(&disk, &model, decided.index);
+        }
+    }
 }

@@ -155,6 +155,7 @@ impl Copies {
             | Answer::Transfer(_)
             | Answer::Offer(_)
             | Answer::Have(_)
+            | Answer::Time(_)
             | Answer::Files { .. } => Err(CopyError::Peer("it answered something else".to_owned())),
         }
     }

@@ -78,6 +78,7 @@ impl Copies {
             Request::Chunk { file, offset, bytes } => self.given.chunk(from, file, offset, bytes).await,
             Request::Offer { .. }
             | Request::Have { .. }
+            | Request::Time
             | Request::Vote { .. }
             | Request::PreVote { .. }
             | Request::Append(_)

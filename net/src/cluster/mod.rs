@@ -11,6 +11,7 @@ mod status;
 mod succession;
 mod tail;
 mod tasks;
+mod time;
 mod witness;
 
 use std::{
@@ -51,6 +52,19 @@ pub struct ClusterOptions {
     pub recent_bytes: usize,
     /// A copy of the state that does not advance for so long is given up. Default 30 s.
     pub copy_stalled: Duration,
+    /// A bug to behave like, so that the simulator can show that it would be found.
+    #[cfg(feature = "planted-bugs")]
+    pub planted_bug: Option<PlantedBug>,
+}
+
+/// Mistakes that the simulator must find.
+#[cfg(feature = "planted-bugs")]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum PlantedBug {
+    /// openraft is told that a follower has what it never answered for: it commits with one copy less.
+    AnswersMadeUp,
+    /// And the books beside it count them too.
+    AnswersMadeUpAndBooked,
 }
 
 impl Default for ClusterOptions {
@@ -61,6 +75,8 @@ impl Default for ClusterOptions {
             append: Duration::from_secs(5),
             recent_bytes: 16 << 20,
             copy_stalled: Duration::from_secs(30),
+            #[cfg(feature = "planted-bugs")]
+            planted_bug: None,
         }
     }
 }
@@ -194,6 +210,7 @@ impl Cluster {
         if let Some(member) = first {
             begin(&*shard, me, member).await?;
         }
+        time::begin(&*shard, me).await.map_err(StartError::Storage)?;
         let books = Arc::new(Books::new(me.0, Arc::clone(&shard)));
         let storage = Storage::open(Arc::clone(&shard), Arc::clone(&books), options.recent_bytes)
             .await
@@ -207,6 +224,8 @@ impl Cluster {
             transport: Arc::clone(&transport),
             books: Arc::clone(&books),
             storage: storage.clone(),
+            #[cfg(feature = "planted-bugs")]
+            planted_bug: options.planted_bug,
             timing: Timing {
                 append: options.append,
                 copy: options.append,

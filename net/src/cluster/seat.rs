@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
-use beamlog_log::Damage;
+use beamlog_log::{Damage, Timestamp};
 use beamlog_router::replica::{Proposal, Replicator, Role};
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
@@ -16,6 +16,7 @@ use crate::{
         Shard, code, decode,
         wire::{Answer, Request},
     },
+    runtime,
 };
 
 /// What a driver says to replication.
@@ -201,6 +202,9 @@ impl PeerHandler for Peers {
                 let have =
                     have.map_err(|error| Refusal { code: code::STOPPED, reason: error.to_string() })?;
                 return Ok(Answer::Have(have).encode());
+            }
+            if let Request::Time = request {
+                return Ok(Answer::Time(Timestamp(runtime::wall())).encode());
             }
             let cluster = cluster?;
             match cluster.handler.answer(from, request.clone()).await? {

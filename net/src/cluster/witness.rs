@@ -17,7 +17,7 @@ use beamlog_log::{
     LogFiles, NodeId, ShardId, Shipment, Tail, Term, Timestamp, VoteError, VoteFile,
     envelope::{self, DecodeError, EncodeError, Enveloped},
 };
-use beamlog_router::replica::{ReplicaEntry, ReplicaError, Role};
+use beamlog_router::replica::{ReplicaEntry, ReplicaError, Role, TimeSource};
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, ready};
 use tokio::sync::oneshot;
@@ -374,6 +374,9 @@ impl Shard for WitnessShard {
     }
 
     fn step_down(&self) {}
+
+    /// It leads never, and gives no entry a time.
+    fn keep_time(&self, _by: TimeSource) {}
 
     fn settle_tail(&self, _entry: Option<LogEntry>) -> BoxFuture<'static, Result<(), ShardError>> {
         Box::pin(ready(Ok(())))

@@ -169,7 +169,11 @@ impl RaftHandler {
                     },
                 }))))
             }
-            Request::Offer { .. } | Request::Files | Request::Chunk { .. } | Request::Have { .. } => Ok(None),
+            Request::Offer { .. }
+            | Request::Files
+            | Request::Chunk { .. }
+            | Request::Have { .. }
+            | Request::Time => Ok(None),
         }
     }
 

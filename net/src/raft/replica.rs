@@ -1,7 +1,7 @@
 //! The driver of the router as a shard.
 
 use beamlog_log::{EntryId, Index, Installation, LogEntry, LogFiles, ShardId, Shipment, Term};
-use beamlog_router::replica::{Done, Replica, ReplicaEntry, ReplicaError};
+use beamlog_router::replica::{Done, Replica, ReplicaEntry, ReplicaError, TimeSource};
 use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
 
@@ -77,6 +77,10 @@ impl Shard for ReplicaShard {
 
     fn step_down(&self) {
         self.replica.step_down();
+    }
+
+    fn keep_time(&self, by: TimeSource) {
+        self.replica.keep_time(by);
     }
 
     fn settle_tail(&self, entry: Option<LogEntry>) -> BoxFuture<'static, Result<(), ShardError>> {

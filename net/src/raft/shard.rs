@@ -2,7 +2,7 @@
 //! that serves; tests have others.
 
 use beamlog_log::{EntryId, Index, Installation, LogEntry, LogFiles, ShardId, Shipment, Term};
-use beamlog_router::replica::{ReplicaEntry, ReplicaError, ReplicaState};
+use beamlog_router::replica::{ReplicaEntry, ReplicaError, ReplicaState, TimeSource};
 use futures_util::future::BoxFuture;
 
 /// Why a shard did not do what it was asked. Fatal to the node's part in it: never a shorter answer.
@@ -60,6 +60,9 @@ pub(crate) trait Shard: Send + Sync + 'static {
 
     fn step_down(&self);
 
+    /// Whose clock a leader goes by (DR17).
+    fn keep_time(&self, by: TimeSource);
+
     /// Ends the doubt about the end of the log: with the entry that stands there, or by cutting it.
     fn settle_tail(&self, entry: Option<LogEntry>) -> BoxFuture<'static, Result<(), ShardError>>;
 
@@ -67,7 +70,7 @@ pub(crate) trait Shard: Send + Sync + 'static {
 
     fn confirmed(&self, question: u64, leads: bool);
 
-    /// The files of the log as they are when everything in it is committed, for a peer.
+    /// The files of the log with what is committed, for a peer.
     fn ship(&self) -> BoxFuture<'static, Result<Shipment, ShardError>>;
 
     /// Begins to gather a copy of another node's files, or goes on with it.

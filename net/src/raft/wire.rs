@@ -65,6 +65,8 @@ pub enum Request {
     Have {
         index: Index,
     },
+    /// What its wall clock says.
+    Time,
     /// What files hold the state.
     Files,
     /// Bytes of one of them.
@@ -115,6 +117,8 @@ pub enum Answer {
     },
     Chunk(Bytes),
     Have(Have),
+    /// Nanoseconds since the epoch, by its wall clock.
+    Time(Timestamp),
 }
 
 /// What a node says of an index.
@@ -181,6 +185,7 @@ const OFFER: u8 = 5;
 const FILES: u8 = 6;
 const CHUNK: u8 = 7;
 const HAVE: u8 = 8;
+const TIME: u8 = 9;
 
 impl Request {
     #[must_use]
@@ -226,6 +231,7 @@ impl Request {
                 put_id(&mut out, state.last);
             }
             Self::Files => head(FILES),
+            Self::Time => head(TIME),
             Self::Have { index } => {
                 head(HAVE);
                 out.put_u64_le(index.0);
@@ -275,6 +281,7 @@ impl Request {
                 Self::Offer { vote, state: CopyOf { last } }
             }
             FILES => Self::Files,
+            TIME => Self::Time,
             HAVE => match bytes.u64()? {
                 index @ 1..=INDEX_MAX => Self::Have { index: Index(index) },
                 _ => return Err(WireError::Bounds("an index")),
@@ -411,6 +418,10 @@ impl Answer {
                     Have::Unknown => out.put_u8(2),
                 }
             }
+            Self::Time(time) => {
+                head(TIME);
+                out.put_u64_le(time.0);
+            }
         }
         out.freeze()
     }
@@ -452,6 +463,7 @@ impl Answer {
                 list: bytes.bytes(LIST_MAX)?,
             },
             CHUNK => Self::Chunk(bytes.bytes(CHUNK_BYTES_MAX)?),
+            TIME => Self::Time(Timestamp(bytes.u64()?)),
             HAVE => Self::Have(match bytes.u8()? {
                 0 => Have::Never,
                 1 => match bytes.entry()? {

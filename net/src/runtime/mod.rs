@@ -16,7 +16,7 @@ use std::{
     rc::Rc,
     sync::OnceLock,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use futures_util::future::BoxFuture;
@@ -29,6 +29,9 @@ use rand::TryRng;
 pub trait Executor: 'static {
     /// Time since the run began. Never goes back.
     fn now(&self) -> Duration;
+
+    /// What the machine's wall clock says, in nanoseconds since the epoch. It may be wrong and may jump.
+    fn wall(&self) -> u64;
 
     /// Runs a task until it ends or the run does. The name is for whoever asks what runs.
     fn spawn(&self, task: BoxFuture<'static, ()>, name: &'static str);
@@ -97,6 +100,18 @@ pub fn now() -> Moment {
         None => {
             let anchor = anchor();
             Moment(tokio::time::Instant::now().saturating_duration_since(anchor))
+        }
+    }
+}
+
+/// What this machine's wall clock says, in nanoseconds since the epoch. Nothing but a quorum of them is believed.
+#[must_use]
+pub fn wall() -> u64 {
+    match executor() {
+        Some(executor) => executor.wall(),
+        None => {
+            let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
         }
     }
 }

@@ -1,18 +1,19 @@
-//! The leader's clock: nanoseconds since the epoch, never going back, carried by the monotonic clock and
-//! led by the wall clock as far as that is believed (DR17).
+//! The clock of a log: nanoseconds since the epoch, never going back, carried by the monotonic clock and led by
+//! wall clocks as far as they are believed (DR17).
 //!
-//! A wall clock that jumps by more than a minute against the monotonic one is not followed: messages and
-//! message ids would expire early, and what is deleted does not come back.
+//! A driver that stands alone goes by its own, and does not follow one that jumps by more than a minute against the
+//! monotonic one: messages and message ids would expire early, and what is deleted does not come back. A driver in a
+//! shard that is replicated goes by what a quorum's clocks agree on ([`TimeSource`]); while there is no such thing its
+//! time goes on from the log's as the monotonic clock says.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use beamlog_log::Timestamp;
 
-/// Largest difference that is followed.
+use crate::replica::TimeSource;
+
+/// Largest difference of the own wall clock that is followed.
 const BELIEVED_MAX_NANOS: u64 = 60_000_000_000;
-/// A follower that heard its leader's time advance as its own does, for so long and as closely, believes it.
-const HEARD_FOR_NANOS: u64 = 300_000_000;
-const HEARD_APART_MAX_NANOS: u64 = 200_000_000;
 /// How often the wall clock is asked.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 
@@ -47,16 +48,33 @@ pub(crate) struct Clock {
     anchor_instant: Instant,
     last: u64,
     disbelieved: bool,
-    /// A time that the leader wrote, and when it came: what later ones are compared with.
-    heard: Option<(u64, Instant)>,
+    guide: Guide,
+}
+
+/// What time follows.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Guide {
+    Own,
+    /// What others say that it was at this instant.
+    Quorum {
+        time: u64,
+        at: Instant,
+    },
+    Nobody,
 }
 
 impl Clock {
-    /// Begins at the wall clock, or where the log's time stands if that is later.
+    /// Of a driver that stands alone: begins at the wall clock, or where the log's time stands if that is later.
     pub(crate) fn new(clocks: Box<dyn Clocks>, not_before: Timestamp) -> Self {
-        let (instant, wall) = (clocks.monotonic(), clocks.wall());
-        let anchor = wall.max(not_before.0);
-        Self { clocks, anchor, anchor_instant: instant, last: anchor, disbelieved: false, heard: None }
+        let mut clock = Self::of_log(clocks, not_before);
+        clock.keep_by(TimeSource::Own);
+        clock
+    }
+
+    /// Of one of several drivers: begins where the log's time stands, and believes nobody yet.
+    pub(crate) fn of_log(clocks: Box<dyn Clocks>, not_before: Timestamp) -> Self {
+        let (anchor_instant, anchor) = (clocks.monotonic(), not_before.0);
+        Self { clocks, anchor, anchor_instant, last: anchor, disbelieved: false, guide: Guide::Nobody }
     }
 
     pub(crate) fn now(&mut self) -> Timestamp {
@@ -64,7 +82,7 @@ impl Clock {
         let elapsed = instant.saturating_duration_since(self.anchor_instant);
         let mut now = self.anchor + nanos(elapsed);
         if elapsed >= CHECK_EVERY {
-            now = self.follow_wall(now, nanos(elapsed));
+            now = self.follow(now, instant);
             self.anchor = now;
             self.anchor_instant = instant;
         }
@@ -72,8 +90,50 @@ impl Clock {
         Timestamp(self.last)
     }
 
-    fn follow_wall(&mut self, now: u64, elapsed: u64) -> u64 {
-        let wall = self.clocks.wall();
+    /// Goes by this from now on. What a quorum agrees on is believed however far it is ahead; so is the own wall clock
+    /// of a node that becomes the only one.
+    pub(crate) fn keep_by(&mut self, by: TimeSource) {
+        let now = self.now().0;
+        let instant = self.clocks.monotonic();
+        let (guide, time) = match by {
+            TimeSource::Own if self.guide == Guide::Own => return,
+            TimeSource::Own => (Guide::Own, self.clocks.wall()),
+            TimeSource::Quorum(Timestamp(time)) => (Guide::Quorum { time, at: instant }, time),
+            TimeSource::Nobody => (Guide::Nobody, now),
+        };
+        self.guide = guide;
+        if time > now {
+            if by != TimeSource::Own && time - now > BELIEVED_MAX_NANOS {
+                tracing::info!(time, now, "time goes on from what a quorum's clocks say");
+            }
+            self.anchor = time;
+            self.anchor_instant = instant;
+            self.last = time;
+        }
+    }
+
+    fn follow(&mut self, now: u64, instant: Instant) -> u64 {
+        let elapsed = nanos(instant.saturating_duration_since(self.anchor_instant));
+        let wall = match self.guide {
+            Guide::Nobody => return now,
+            Guide::Own => {
+                let wall = self.clocks.wall();
+                if self.is_jump(wall, now) {
+                    return now;
+                }
+                wall
+            }
+            Guide::Quorum { time, at } => time.saturating_add(nanos(instant.saturating_duration_since(at))),
+        };
+        if wall >= now {
+            wall
+        } else {
+            // Behind: run at half speed until it has caught up, so that time neither stands nor goes back.
+            now - (now - wall).min(elapsed / 2)
+        }
+    }
+
+    fn is_jump(&mut self, wall: u64, now: u64) -> bool {
         let jumped = wall.abs_diff(now) > BELIEVED_MAX_NANOS;
         if jumped != self.disbelieved {
             self.disbelieved = jumped;
@@ -83,14 +143,7 @@ impl Clock {
                 tracing::info!(wall, now, "wall clock is followed again");
             }
         }
-        if jumped {
-            now
-        } else if wall >= now {
-            wall
-        } else {
-            // Behind: run at half speed until it has caught up, so that time neither stands nor goes back.
-            now - (now - wall).min(elapsed / 2)
-        }
+        jumped
     }
 
     /// Goes on from `time` if it is later than now: somebody else's clock said so, and what was decided by it is
@@ -100,23 +153,6 @@ impl Clock {
         if time > now {
             self.anchor = time.0;
             self.anchor_instant = self.clocks.monotonic();
-            self.last = time.0;
-        }
-    }
-
-    /// A follower stores an entry of this time. When the leader's time advances as ours does (old entries that are
-    /// caught up with come faster), ours goes on from it, also if that is back: who follows has decided nothing by
-    /// its own. A node whose wall clock is an hour ahead, and that leads next, lets nothing expire an hour early (DR17).
-    pub(crate) fn hear(&mut self, time: Timestamp) {
-        let instant = self.clocks.monotonic();
-        let (first, since) = *self.heard.get_or_insert((time.0, instant));
-        let elapsed = nanos(instant.saturating_duration_since(since));
-        let advance = time.0.saturating_sub(first);
-        if advance.abs_diff(elapsed) > HEARD_APART_MAX_NANOS {
-            self.heard = Some((time.0, instant));
-        } else if elapsed >= HEARD_FOR_NANOS {
-            self.anchor = time.0;
-            self.anchor_instant = instant;
             self.last = time.0;
         }
     }
@@ -207,25 +243,57 @@ mod tests {
         assert_eq!(before, Timestamp(by_hand.wall()));
     }
 
+    fn of_log(wall: u64) -> (ByHand, Clock) {
+        let by_hand = ByHand::new(wall);
+        let clock = Clock::of_log(Box::new(by_hand.clone()), Timestamp(START));
+        (by_hand, clock)
+    }
+
+    const HOUR: u64 = 3_600_000_000_000;
+
     #[test]
-    fn a_follower_goes_by_its_leaders_clock_and_not_by_old_entries() {
-        let hour = 3_600 * SECOND;
-        let by_hand = ByHand::new(START + u64::try_from(hour).unwrap());
-        let mut clock = Clock::new(Box::new(by_hand.clone()), Timestamp(0));
-        // Caught up with: a minute of the log in a tenth of a second.
-        for second in 0..60 {
-            clock.hear(Timestamp(START - 60_000_000_000 + second * 1_000_000_000));
-            by_hand.pass(Duration::from_millis(2), 2_000_000);
-        }
-        assert!(clock.now() >= Timestamp(START + u64::try_from(hour).unwrap()));
-        // As they come: the leader's clock is an hour behind ours.
-        for tenth in 0..10 {
-            clock.hear(Timestamp(START + tenth * 100_000_000));
-            by_hand.pass(Duration::from_millis(100), SECOND / 10);
-        }
-        assert_eq!(clock.now(), Timestamp(START + 1_000_000_000));
+    fn one_of_several_does_not_go_by_its_own_wall_clock() {
+        let (by_hand, mut clock) = of_log(START + HOUR);
         by_hand.pass(Duration::from_secs(5), 5 * SECOND);
-        assert_eq!(clock.now(), Timestamp(START + 6_000_000_000), "our own wall clock is not believed");
+        assert_eq!(clock.now(), Timestamp(START + 5_000_000_000));
+        by_hand.pass(Duration::from_secs(5), -5 * SECOND);
+        assert_eq!(clock.now(), Timestamp(START + 10_000_000_000));
+        clock.raise(Timestamp(START + 20_000_000_000));
+        by_hand.pass(Duration::from_secs(5), 0);
+        assert_eq!(clock.now(), Timestamp(START + 25_000_000_000), "it goes on from what its leader wrote");
+    }
+
+    #[test]
+    fn what_a_quorum_agrees_on_is_believed_however_far_ahead() {
+        let (by_hand, mut clock) = of_log(START);
+        clock.keep_by(TimeSource::Quorum(Timestamp(START + 24 * HOUR)));
+        assert_eq!(clock.now(), Timestamp(START + 24 * HOUR));
+        by_hand.pass(Duration::from_secs(5), 0);
+        assert_eq!(clock.now(), Timestamp(START + 24 * HOUR + 5_000_000_000));
+        clock.keep_by(TimeSource::Nobody);
+        by_hand.pass(Duration::from_secs(5), 0);
+        assert_eq!(clock.now(), Timestamp(START + 24 * HOUR + 10_000_000_000));
+    }
+
+    #[test]
+    fn a_quorum_that_is_behind_is_waited_for() {
+        let (by_hand, mut clock) = of_log(START);
+        clock.keep_by(TimeSource::Quorum(Timestamp(START - 60_000_000_000)));
+        for _ in 0..120 {
+            by_hand.pass(Duration::from_secs(1), 0);
+            clock.now();
+        }
+        assert_eq!(clock.now(), Timestamp(START + 60_000_000_000), "half speed for two minutes");
+    }
+
+    #[test]
+    fn who_becomes_the_only_one_goes_by_its_own_clock() {
+        let (by_hand, mut clock) = of_log(START + HOUR);
+        clock.keep_by(TimeSource::Own);
+        assert_eq!(clock.now(), Timestamp(START + HOUR));
+        by_hand.pass(Duration::from_secs(2), 10 * 365 * 86_400 * SECOND);
+        clock.keep_by(TimeSource::Own);
+        assert_eq!(clock.now(), Timestamp(START + HOUR + 2_000_000_000), "a jump is not followed");
     }
 
     #[test]

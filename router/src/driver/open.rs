@@ -268,7 +268,7 @@ fn recover_replicated(
     let was_member = folding.engine().replication().is_some() || log.last_id().term > Term(1);
     let (votes, last_vote) = VoteFile::open(disk, directory, shard, was_member)?;
     *vote.lock().unwrap_or_else(PoisonError::into_inner) = last_vote;
-    let clock = Clock::new(clocks, log.pending_time().max(folding.now()));
+    let clock = Clock::of_log(clocks, log.pending_time().max(folding.now()));
     let counters = folding.engine().counters();
     // A tail in doubt is not known to be damage.
     let damaged = log.fence().filter(|_| log.doubt().is_none()).cloned();

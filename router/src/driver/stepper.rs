@@ -63,6 +63,12 @@ impl Stepper {
         self.driver.forget_ids_when_leading();
     }
 
+    /// Plants a bug, to see whether it is found: who becomes leader here does not know how far any link came.
+    #[cfg(feature = "planted-bugs")]
+    pub fn forget_watermarks_when_leading(&mut self) {
+        self.driver.forget_watermarks_when_leading();
+    }
+
     /// The last turn: those who wait are told, the log is sealed.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use beamlog_log::{EntryId, Index, Installation, LogEntry, LogFiles, Shipment, Term};
 
-use super::{Done, ReplicaEntry, ReplicaError, ReplicaState};
+use super::{Done, ReplicaEntry, ReplicaError, ReplicaState, TimeSource};
 
 /// One command of replication.
 pub(crate) enum ReplicaCommand {
@@ -17,6 +17,7 @@ pub(crate) enum ReplicaCommand {
     StepDown,
     Refused { proposal: u64 },
     Confirmed { id: u64, leads: bool },
+    KeepTime { by: TimeSource },
     SettleTail { entry: Option<Box<LogEntry>>, done: Done<Result<(), ReplicaError>> },
     Ship { done: Done<Result<Shipment, ReplicaError>> },
     BeginInstall { list: LogFiles, done: Done<Result<Installation, ReplicaError>> },
@@ -43,7 +44,11 @@ impl ReplicaCommand {
             Self::Install { done, .. } => done(Err(error.clone())),
             // Whoever waits for a state sees its sender go.
             Self::State { done } => drop(done),
-            Self::BecomeLeader { .. } | Self::StepDown | Self::Refused { .. } | Self::Confirmed { .. } => {}
+            Self::BecomeLeader { .. }
+            | Self::StepDown
+            | Self::Refused { .. }
+            | Self::Confirmed { .. }
+            | Self::KeepTime { .. } => {}
         }
     }
 }

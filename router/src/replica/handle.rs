@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use beamlog_log::{EntryId, Index, Installation, LogEntry, LogFiles, Shipment, Term};
 
-use super::{Done, ReplicaCommand, ReplicaEntry, ReplicaError, ReplicaState};
+use super::{Done, ReplicaCommand, ReplicaEntry, ReplicaError, ReplicaState, TimeSource};
 use crate::router::Shared;
 
 /// Commands for the driver of a replicated shard. Cheap to clone. Every call returns at once; `done` is called
@@ -88,13 +88,19 @@ impl Replica {
         self.send(ReplicaCommand::Confirmed { id, leads });
     }
 
+    /// Whose clock this driver goes by while it leads. Until it is told it goes by none: time goes on from the log's
+    /// as the monotonic clock says.
+    pub fn keep_time(&self, by: TimeSource) {
+        self.send(ReplicaCommand::KeepTime { by });
+    }
+
     /// Ends the doubt about the end of the log: with the entry that a peer has in its place, or with nothing when
     /// the others declared that nobody counted on it (DR5). `done` at once when there is no doubt.
     pub fn settle_tail(&self, entry: Option<LogEntry>, done: Done<Result<(), ReplicaError>>) {
         self.send(ReplicaCommand::SettleTail { entry: entry.map(Box::new), done });
     }
 
-    /// The files of the log at a moment when everything in it is committed, for a node that is far behind.
+    /// The files of the log with what is committed, for a node that is far behind.
     pub fn ship(&self, done: Done<Result<Shipment, ReplicaError>>) {
         self.send(ReplicaCommand::Ship { done });
     }

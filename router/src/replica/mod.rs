@@ -49,6 +49,17 @@ pub enum Role {
     Leader { term: Term },
 }
 
+/// Whose wall clock the time of a log follows (DR17).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum TimeSource {
+    /// This node is the only voter: its own.
+    Own,
+    /// What a quorum's clocks agree that it is now.
+    Quorum(Timestamp),
+    /// Too few are known, or they are too far apart.
+    Nobody,
+}
+
 /// A frame that the leader's driver wants in the log.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Proposal {

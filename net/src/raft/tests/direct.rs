@@ -10,7 +10,7 @@ use beamlog_log::{
     EntryId, Index, Installation, Log, LogEntry, LogFiles, LogOptions, ShardId, Shipment, SimDisk, Tail,
     Term, Timestamp, VoteFile,
 };
-use beamlog_router::replica::{ReplicaEntry, Role};
+use beamlog_router::replica::{ReplicaEntry, Role, TimeSource};
 use futures_util::future::{BoxFuture, ready};
 
 use crate::raft::{Shard, ShardError, ShardState, Staged, shard::Appended};
@@ -143,6 +143,8 @@ impl Shard for DirectShard {
 
     fn become_leader(&self, _term: Term) {}
 
+    fn keep_time(&self, _by: TimeSource) {}
+
     fn step_down(&self) {}
 
     fn settle_tail(&self, _entry: Option<LogEntry>) -> BoxFuture<'static, Result<(), ShardError>> {
@@ -154,7 +156,7 @@ impl Shard for DirectShard {
     fn confirmed(&self, _question: u64, _leads: bool) {}
 
     fn ship(&self) -> BoxFuture<'static, Result<Shipment, ShardError>> {
-        now(self.lock().log.ship().map_err(other))
+        now(self.lock().log.ship(Index(u64::MAX)).map_err(other))
     }
 
     fn begin_install(&self, _list: LogFiles) -> BoxFuture<'static, Result<Installation, ShardError>> {

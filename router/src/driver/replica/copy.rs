@@ -7,21 +7,11 @@ use super::{ReplicaError, Unapplied};
 use crate::driver::Driver;
 
 impl Driver {
-    /// Gives the files to who waits for them, if all of the log is committed now. Otherwise after the next commit.
-    pub(super) fn ship_if_decided(&mut self) {
-        let last = self.log.last_index();
-        if self.replica().ships.is_empty() || self.replica().applied.index != last {
-            return;
-        }
-        for done in std::mem::take(&mut self.replica().ships) {
-            let shipped = self.ship();
-            done(shipped);
-        }
-    }
-
-    fn ship(&mut self) -> Result<Shipment, ReplicaError> {
-        let place = self.log.directory().to_owned();
-        self.log.ship().map_err(|error| install_error(&place, &error))
+    /// The files with what is decided. What is not may never be: the peer that wants a copy may be the one whose vote
+    /// is missing.
+    pub(super) fn ship(&mut self) -> Result<Shipment, ReplicaError> {
+        let (place, decided) = (self.log.directory().to_owned(), self.replica().applied.index);
+        self.log.ship(decided).map_err(|error| install_error(&place, &error))
     }
 
     pub(super) fn begin_install(&mut self, list: LogFiles) -> Result<Installation, ReplicaError> {

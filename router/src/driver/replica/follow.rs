@@ -99,9 +99,8 @@ impl Driver {
         }
         match self.log.append_entry(&entry) {
             Ok(()) => {
-                if self.replica().role == Role::Follower {
-                    self.clock.hear(entry.timestamp);
-                }
+                // What others decided is never later than now (DR17).
+                self.clock.raise(entry.timestamp);
                 self.replica().unapplied.push(entry);
                 Ok(())
             }
@@ -172,7 +171,6 @@ impl Driver {
             }
             self.promote_if_ready();
             self.roll_if_needed();
-            self.ship_if_decided();
         }
         Ok(self.replica().applied)
     }
@@ -302,6 +300,7 @@ impl Driver {
             | Command::StepDown
             | Command::Refused { .. }
             | Command::Confirmed { .. }
+            | Command::KeepTime { .. }
             | Command::SettleTail { .. }
             | Command::Ship { .. }
             | Command::BeginInstall { .. }

@@ -20,13 +20,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use beamlog_log::{Damage, EntryId, Index, LogEntry, Shipment, StreamId, Tail, Term, Timestamp, VoteFile};
+use beamlog_log::{Damage, EntryId, Index, LogEntry, StreamId, Tail, Term, Timestamp, VoteFile};
 use bytes::Bytes;
 
 use crate::driver::Driver;
 use crate::driver::release::Held;
 use crate::engine::{EngineLimits, Recovering};
-use crate::replica::{Done, Lane, ReplicaCommand, ReplicaError, ReplicaState, Replicator, Role};
+use crate::replica::{Lane, ReplicaCommand, ReplicaError, ReplicaState, Replicator, Role};
 use crate::stats::Health;
 
 /// Bytes of entries that wait in memory for their commit. What does not fit is read from the log.
@@ -45,8 +45,6 @@ pub(super) struct Replicated {
     /// The last entry that is in the state.
     pub(super) applied: EntryId,
     unapplied: Unapplied,
-    /// Who waits for the files of a moment when everything is committed.
-    ships: Vec<Done<Result<Shipment, ReplicaError>>>,
     flight: Option<Flight>,
     next_proposal: u64,
     reads: Reads,
@@ -59,9 +57,11 @@ pub(super) struct Replicated {
     limits: EngineLimits,
     /// The last term in which this driver was to lead.
     led: Term,
-    /// A planted bug; only a [`crate::Stepper`] sets it.
+    /// Planted bugs; only a [`crate::Stepper`] sets them.
     #[cfg(feature = "planted-bugs")]
     forgets_ids: bool,
+    #[cfg(feature = "planted-bugs")]
+    forgets_watermarks: bool,
 }
 
 /// What [`super::open`] hands over.
@@ -157,7 +157,6 @@ impl Replicated {
             deferred: None,
             applied,
             unapplied: Unapplied::default(),
-            ships: Vec::new(),
             flight: None,
             next_proposal: 1,
             reads: Reads::default(),
@@ -170,6 +169,8 @@ impl Replicated {
             led: Term(0),
             #[cfg(feature = "planted-bugs")]
             forgets_ids: false,
+            #[cfg(feature = "planted-bugs")]
+            forgets_watermarks: false,
         }
     }
 
@@ -287,13 +288,14 @@ impl Driver {
                 }
             }
             ReplicaCommand::Confirmed { id, leads } => self.confirmed(id, leads),
+            ReplicaCommand::KeepTime { by } => self.clock.keep_by(by),
             ReplicaCommand::SettleTail { entry, done } => {
                 let settled = self.settle_tail(entry.as_deref());
                 done(settled);
             }
             ReplicaCommand::Ship { done } => {
-                self.replica().ships.push(done);
-                self.ship_if_decided();
+                let shipped = self.ship();
+                done(shipped);
             }
             ReplicaCommand::BeginInstall { list, done } => {
                 let begun = self.begin_install(list);
@@ -394,13 +396,15 @@ impl Driver {
         self.replica().forgets_ids = true;
     }
 
+    #[cfg(feature = "planted-bugs")]
+    pub(in crate::driver) fn forget_watermarks_when_leading(&mut self) {
+        self.replica().forgets_watermarks = true;
+    }
+
     /// The driver stops: nobody is answered after it.
     pub(super) fn refuse_lane(&mut self) {
         for command in std::mem::take(&mut self.replica().lane) {
             command.refuse(&ReplicaError::Closed);
-        }
-        for done in std::mem::take(&mut self.replica().ships) {
-            done(Err(ReplicaError::Closed));
         }
     }
 }

@@ -48,13 +48,18 @@ impl Driver {
             return;
         }
         #[cfg(feature = "planted-bugs")]
-        let forgets = replica.forgets_ids.then(|| Engine::new(replica.limits));
+        let (forgets, beside) =
+            (replica.forgets_ids.then(|| Engine::new(replica.limits)), replica.forgets_watermarks);
         let Some(folding) = replica.folding.take() else { return };
         #[cfg(feature = "planted-bugs")]
         let mut folding = folding;
         #[cfg(feature = "planted-bugs")]
         if let Some(blank) = forgets {
             folding.take_ids_of(&blank);
+        }
+        #[cfg(feature = "planted-bugs")]
+        if beside {
+            folding.forget_watermarks();
         }
         // What was decided by others is never later than now (DR17).
         self.clock.raise(self.log.pending_time().max(folding.now()));
