@@ -26,6 +26,7 @@ use crate::cluster::{self, ClusterApi, ClusterError, NodeCluster};
 use crate::config::{Authentication, NodeOptions};
 use crate::edges::{self, HubError};
 use crate::gateway::Gateway;
+use crate::grpc::Grpc;
 use crate::links::{ChangeError, NodeLinks};
 use crate::tasks::{Tasks, TasksError};
 
@@ -48,6 +49,8 @@ pub enum StartError {
     Admin { address: SocketAddr, source: io::Error },
     #[error("listening for the gateway's requests on {address}")]
     Gateway { address: SocketAddr, source: io::Error },
+    #[error("listening for gRPC on {address}")]
+    Grpc { address: SocketAddr, source: io::Error },
     #[error("starting the links")]
     Links(#[source] ChangeError),
     #[error("listening for edges")]
@@ -73,7 +76,8 @@ impl StartError {
             Self::Tls(_) => "check tls_cert_file, tls_key_file and tls_client_ca_file",
             Self::Endpoint(beamlog_nats::StartError::Listen { source, .. })
             | Self::Admin { source, .. }
-            | Self::Gateway { source, .. } => by_port(source),
+            | Self::Gateway { source, .. }
+            | Self::Grpc { source, .. } => by_port(source),
             Self::Store { source, .. } => store_remedy(source),
             Self::Hub(error) => error.remedy(),
             Self::Cluster(error) => error.remedy(),
@@ -135,6 +139,7 @@ pub struct Node {
     server: Arc<Server>,
     admin: Option<Admin>,
     gateway: Option<Gateway>,
+    grpc: Option<Grpc>,
     links: Arc<NodeLinks>,
     /// Where edges connect, if they may.
     hub: Option<Hub>,
@@ -254,8 +259,8 @@ impl Node {
                 }
             },
         };
-        let gateway = match start_gateway(&router, &options, tasks.as_ref()).await {
-            Ok(gateway) => gateway,
+        let (gateway, grpc) = match start_shells(&router, &options, tasks.as_ref()).await {
+            Ok(shells) => shells,
             Err(error) => {
                 drop(admin);
                 if let Some(hub) = hub {
@@ -269,7 +274,8 @@ impl Node {
             }
         };
         let drain_timeout = options.drain_timeout;
-        let node = Self { router, server, admin, gateway, links, hub, member, monitor, tasks, drain_timeout };
+        let node =
+            Self { router, server, admin, gateway, grpc, links, hub, member, monitor, tasks, drain_timeout };
         info!(
             version = env!("CARGO_PKG_VERSION"),
             server_name = node.server.server_name(),
@@ -278,6 +284,7 @@ impl Node {
             data_dir = %options.data_dir.display(),
             tasks = node.tasks.is_some(),
             gateway = node.gateway_address().map(|address| address.to_string()),
+            grpc = node.grpc_address().map(|address| address.to_string()),
             "ready"
         );
         Ok(node)
@@ -305,6 +312,12 @@ impl Node {
     #[must_use]
     pub fn gateway_address(&self) -> Option<SocketAddr> {
         self.gateway.as_ref().map(Gateway::local_addr)
+    }
+
+    /// Where gRPC is served, if it is.
+    #[must_use]
+    pub fn grpc_address(&self) -> Option<SocketAddr> {
+        self.grpc.as_ref().map(Grpc::local_addr)
     }
 
     /// Where gateways ask for back-pressure, if they may.
@@ -348,6 +361,7 @@ impl Node {
         tokio::join!(self.links.drain(self.drain_timeout), self.server.drain(self.drain_timeout));
         drop(self.admin);
         drop(self.gateway);
+        drop(self.grpc);
         // Its last words need the log.
         stop_tasks(self.tasks).await;
         if let Some(member) = &self.member {
@@ -359,18 +373,35 @@ impl Node {
     }
 }
 
-async fn start_gateway(
+/// What serves tasks to those who do not speak NATS.
+async fn start_shells(
     router: &Router,
     options: &NodeOptions,
     tasks: Option<&Tasks>,
-) -> Result<Option<Gateway>, StartError> {
-    // The configuration is refused when there is a gateway and there are no tasks.
-    let (Some(gateway), Some(tasks)) = (options.gateway, tasks) else { return Ok(None) };
-    let address = gateway.listen;
-    let listener =
-        TcpListener::bind(address).await.map_err(|source| StartError::Gateway { address, source })?;
-    let serving = Arc::clone(tasks.serving());
-    Ok(Some(Gateway::start(listener, router.clone(), serving, gateway, options.payload_bytes_max)))
+) -> Result<(Option<Gateway>, Option<Grpc>), StartError> {
+    // The configuration is refused when there is a gateway or gRPC and there are no tasks.
+    let Some(tasks) = tasks else { return Ok((None, None)) };
+    let body_bytes_max = options.payload_bytes_max;
+    let gateway = match options.gateway {
+        None => None,
+        Some(gateway) => {
+            let address = gateway.listen;
+            let listener =
+                TcpListener::bind(address).await.map_err(|source| StartError::Gateway { address, source })?;
+            let serving = Arc::clone(tasks.serving());
+            Some(Gateway::start(listener, router.clone(), serving, gateway, body_bytes_max))
+        }
+    };
+    let grpc = match options.grpc.clone() {
+        None => None,
+        Some(grpc) => {
+            let address = grpc.listen;
+            let listener =
+                TcpListener::bind(address).await.map_err(|source| StartError::Grpc { address, source })?;
+            Some(Grpc::start(listener, router.clone(), grpc, body_bytes_max))
+        }
+    };
+    Ok((gateway, grpc))
 }
 
 async fn stop_tasks(tasks: Option<Tasks>) {

@@ -24,6 +24,7 @@ use tracing::{info, warn};
 use crate::cli::err_chain;
 
 use crate::config::{NodeOptions, TasksOptions};
+use crate::otlp::{Counts, Exporter};
 
 /// The folder of policies that every tenant has.
 const EVERYBODY: &str = "_all";
@@ -58,6 +59,7 @@ const AGAIN: Duration = Duration::from_millis(200);
 pub(crate) struct Serving {
     here: RwLock<Option<Arc<Service>>>,
     outpost: Option<Outpost>,
+    spans: Option<Arc<Counts>>,
 }
 
 impl Serving {
@@ -72,6 +74,11 @@ impl Serving {
     /// What is counted here; nothing where tasks do not run.
     pub(crate) fn stats(&self) -> TasksStats {
         self.here().map(|service| service.stats()).unwrap_or_default()
+    }
+
+    /// Spans that were exported, and those that were not.
+    pub(crate) fn spans(&self) -> (u64, u64) {
+        self.spans.as_ref().map_or((0, 0), |counts| (counts.exported(), counts.dropped()))
     }
 
     /// Whether they run here.
@@ -111,6 +118,7 @@ impl Serving {
 pub(crate) struct Tasks {
     serving: Arc<Serving>,
     following: Option<JoinHandle<()>>,
+    _exporter: Option<Exporter>,
     backpressure: Option<(SocketAddr, JoinHandle<()>)>,
 }
 
@@ -135,7 +143,16 @@ impl Tasks {
             None => Vec::new(),
         };
         let intake = IntakeRules { strict: options.strict, payload_bytes_max: node.payload_bytes_max };
+        let (exporter, sink) = match options.spans.clone() {
+            None => (None, None),
+            Some(endpoint) => {
+                let (exporter, sink) = Exporter::start(endpoint, router.node_id().to_string());
+                (Some(exporter), Some(sink))
+            }
+        };
+        let spans = exporter.as_ref().map(|exporter| Arc::clone(exporter.counts()));
         let service_options = ServiceOptions {
+            spans: sink,
             settings: Settings {
                 intake,
                 open_tasks_max: usize::try_from(options.open_max).unwrap_or(usize::MAX),
@@ -154,11 +171,11 @@ impl Tasks {
         let (serving, following) = match role {
             None => {
                 let service = begin(router, service_options, None).await?;
-                (Arc::new(Serving { here: RwLock::new(Some(service)), outpost: None }), None)
+                (Arc::new(Serving { here: RwLock::new(Some(service)), outpost: None, spans }), None)
             }
             Some(role) => {
                 let outpost = Outpost::start(router).map_err(TasksError::Outpost)?;
-                let serving = Arc::new(Serving { outpost: Some(outpost), ..Serving::default() });
+                let serving = Arc::new(Serving { outpost: Some(outpost), spans, ..Serving::default() });
                 let following = follow(role, Arc::clone(&serving), router.clone(), service_options);
                 (serving, Some(tokio::spawn(following)))
             }
@@ -167,7 +184,7 @@ impl Tasks {
             let address = listener.local_addr().unwrap_or(asked);
             (address, tokio::spawn(tell_gateways(listener, Arc::clone(&serving))))
         });
-        Ok(Self { serving, following, backpressure })
+        Ok(Self { serving, following, _exporter: exporter, backpressure })
     }
 
     pub(crate) fn serving(&self) -> &Arc<Serving> {

@@ -35,6 +35,7 @@ struct Figures {
     health: Health,
     tasks: TasksStats,
     tasks_here: bool,
+    spans: (u64, u64),
     draining: bool,
     missing_segments: usize,
     damaged: usize,
@@ -272,6 +273,10 @@ static METRICS: &[Metric] = &[
     gauge("beamlog_tasks_serving", "1 where tasks run: in a cluster, at the node that leads", |f| {
         truth(f.tasks_here)
     }),
+    counter("beamlog_tasks_spans_exported", "Spans that the collector took", |f| float(f.spans.0)),
+    counter("beamlog_tasks_spans_dropped", "Spans that it did not take, or not in time", |f| {
+        float(f.spans.1)
+    }),
     gauge("beamlog_tasks_failed", "1 while the log takes no events and nothing is decided", |f| {
         truth(f.tasks.failed.is_some())
     }),
@@ -422,6 +427,7 @@ pub(super) async fn metrics(State(monitor): State<Arc<Monitor>>) -> impl IntoRes
         api: monitor.api.stats(),
         health: monitor.router.health(),
         tasks: monitor.tasks.as_ref().map(|tasks| tasks.stats()).unwrap_or_default(),
+        spans: monitor.tasks.as_ref().map(|tasks| tasks.spans()).unwrap_or_default(),
         tasks_here: monitor.tasks.as_ref().is_some_and(|tasks| tasks.is_here()),
         draining: monitor.is_draining(),
         missing_segments: recovery.missing.len(),

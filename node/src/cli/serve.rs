@@ -95,6 +95,7 @@ async fn run(options: NodeOptions, announce: bool) -> Result<(), Failure> {
         let line = json!({
             "listen": node.listen_address().to_string(),
             "gateway": node.gateway_address().map(|address| address.to_string()),
+            "grpc": node.grpc_address().map(|address| address.to_string()),
             "admin": node.admin_address().map(|address| address.to_string()),
             "edges": node.edge_address().map(|address| address.to_string()),
             "pid": std::process::id(),

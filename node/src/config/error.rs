@@ -47,10 +47,10 @@ pub enum ConfigError {
     #[error("edge {edge:?}: {problem}")]
     Edge { edge: String, problem: String },
     #[error(
-        "gateway = {address} is open to other machines and does not authenticate: bind it to loopback behind what \
+        "{key} = {address} is open to other machines and does not authenticate: bind it to loopback behind what \
          does, or pass --insecure if that is what you want"
     )]
-    GatewayOpen { address: SocketAddr },
+    GatewayOpen { key: &'static str, address: SocketAddr },
     #[error(transparent)]
     Link(Box<LinkError>),
 }

@@ -232,6 +232,18 @@ keys! {
     /// How long requests are counted together by the gateway's limits.
     #[arg(long, value_name = "DURATION")]
     flag gateway_limit_window: Span, "duration" = "60s", Bounds::Span { min: 1_000, max: 86_400_000 };
+    /// Address of BeamLine's gRPC services, Router and RouterAdmin; needs tasks.
+    #[arg(long, value_name = "IP:PORT")]
+    flag grpc: SocketAddr, "address", ANY;
+    /// Key that callers of RouterAdmin show; without one nobody may call it.
+    #[arg(skip)]
+    no_flag grpc_admin_key: Secret, "secret text", ANY;
+    /// File with that key; one line.
+    #[arg(long, value_name = "FILE")]
+    flag grpc_admin_key_file: PathBuf, "path", ANY;
+    /// Collector that gets the spans of tasks, as OTLP over HTTP: http://HOST:PORT; without it there are none.
+    #[arg(long, value_name = "URL")]
+    flag otlp_endpoint: String, "url", ANY;
     /// How long a stopping node waits for its clients to take what is theirs.
     #[arg(long, value_name = "DURATION")]
     flag drain_timeout: Span, "duration" = "10s", Bounds::Span { min: 0, max: 600_000 };

@@ -14,6 +14,8 @@ use crate::config::sources::Layers;
 use crate::config::units::{ByteSize, Span};
 use crate::edges::HubOptions;
 use crate::gateway::{GatewayLimits, GatewayOptions};
+use crate::grpc::GrpcOptions;
+use crate::otlp::Endpoint;
 
 /// How clients prove who they are.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -42,6 +44,8 @@ pub struct TasksOptions {
     pub strict: bool,
     /// Tasks without a result at a time.
     pub open_max: u32,
+    /// Where spans go, if they go anywhere.
+    pub spans: Option<Endpoint>,
     /// Where gateways ask for back-pressure.
     pub backpressure: Option<SocketAddr>,
 }
@@ -78,6 +82,8 @@ pub struct NodeOptions {
     pub tasks: Option<TasksOptions>,
     /// `None` starts no gateway; it needs tasks.
     pub gateway: Option<GatewayOptions>,
+    /// `None` serves no gRPC; it needs tasks.
+    pub grpc: Option<GrpcOptions>,
     pub log_format: LogFormat,
     pub log_level: LogLevel,
     /// Links of the configuration; the data directory may have more.
@@ -117,6 +123,7 @@ impl NodeOptions {
         let tasks = tasks(&config, &mut errors);
         let gateway = gateway(&config, &mut errors);
         let witness = witness(&config, cluster.as_ref(), layers, &mut errors);
+        let grpc = grpc(&config, &mut errors);
         let listen = config.listen.expect("has a default");
         let admin = config.admin.expect("has a default").0;
         if !config.insecure.unwrap_or(false) {
@@ -129,7 +136,12 @@ impl NodeOptions {
             if let Some(GatewayOptions { listen, .. }) = gateway
                 && !listen.ip().is_loopback()
             {
-                errors.push(ConfigError::GatewayOpen { address: listen });
+                errors.push(ConfigError::GatewayOpen { key: "gateway", address: listen });
+            }
+            if let Some(GrpcOptions { listen, .. }) = grpc
+                && !listen.ip().is_loopback()
+            {
+                errors.push(ConfigError::GatewayOpen { key: "grpc", address: listen });
             }
         }
         let links = links(layers, &mut errors);
@@ -159,6 +171,7 @@ impl NodeOptions {
             drain_timeout: span(config.drain_timeout),
             tasks,
             gateway,
+            grpc,
             log_format: config.log_format.unwrap_or_default(),
             log_level: config.log_level.unwrap_or_default(),
             links,
@@ -193,6 +206,7 @@ fn tasks(config: &NodeConfig, errors: &mut Vec<ConfigError>) -> Option<TasksOpti
             ("tasks_policies", config.tasks_policies.is_some()),
             ("tasks_strict", config.tasks_strict == Some(true)),
             ("tasks_backpressure", config.tasks_backpressure.is_some()),
+            ("otlp_endpoint", config.otlp_endpoint.is_some()),
         ] {
             if is_said {
                 invalid(key, "needs tasks");
@@ -200,10 +214,18 @@ fn tasks(config: &NodeConfig, errors: &mut Vec<ConfigError>) -> Option<TasksOpti
         }
         return None;
     }
+    let spans = config.otlp_endpoint.as_deref().and_then(|url| {
+        let endpoint = Endpoint::parse(url);
+        if endpoint.is_none() {
+            invalid("otlp_endpoint", "is not http://HOST:PORT");
+        }
+        endpoint
+    });
     Some(TasksOptions {
         policies: config.tasks_policies.clone(),
         strict: config.tasks_strict.unwrap_or(false),
         open_max: config.tasks_open_max.expect("has a default"),
+        spans,
         backpressure: config.tasks_backpressure,
     })
 }
@@ -277,6 +299,22 @@ fn witness(
         }
     }
     true
+}
+
+/// gRPC, if it is to be served.
+fn grpc(config: &NodeConfig, errors: &mut Vec<ConfigError>) -> Option<GrpcOptions> {
+    let (key, file) = (&config.grpc_admin_key, &config.grpc_admin_key_file);
+    let admin_key = secret("grpc_admin_key", key, "grpc_admin_key_file", file, errors);
+    let Some(listen) = config.grpc else {
+        if key.is_some() || file.is_some() {
+            errors.push(ConfigError::Invalid { key: "grpc_admin_key", problem: "needs grpc" });
+        }
+        return None;
+    };
+    if !config.tasks.unwrap_or(false) {
+        errors.push(ConfigError::Invalid { key: "grpc", problem: "needs tasks" });
+    }
+    Some(GrpcOptions { listen, admin_key })
 }
 
 /// The cluster, if there is to be one; all of its keys need `cluster_listen`.

@@ -7,6 +7,7 @@
 
 mod cluster;
 mod gateway;
+mod otlp;
 mod privacy;
 mod wire;
 mod worker;

@@ -94,6 +94,12 @@ impl fmt::Display for AssignmentId {
 }
 
 /// SipHash-2-4: short input, secret key.
+/// A keyed number of anything, the same at every node that has the log.
+#[must_use]
+pub fn keyed(key: IdKey, input: &[u8]) -> u64 {
+    siphash(key, input)
+}
+
 fn siphash(IdKey(k0, k1): IdKey, input: &[u8]) -> u64 {
     let mut v = [
         k0 ^ 0x736f_6d65_7073_6575,

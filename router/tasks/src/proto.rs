@@ -172,6 +172,13 @@ impl Writer {
     }
 
     #[must_use]
+    pub fn fixed64(mut self, number: u32, value: u64) -> Self {
+        self.varint(u64::from(number) << 3 | 1);
+        self.0.extend_from_slice(&value.to_le_bytes());
+        self
+    }
+
+    #[must_use]
     pub fn map_entry(self, number: u32, key: &str, value: &str) -> Self {
         let entry = Self::default().text(1, key).text(2, value).finish();
         self.bytes_even_empty(number, &entry)

@@ -336,6 +336,7 @@ impl Engine {
             request_id: request.request_id,
             message_id: request.message_id,
             trace_id: request.correlation.trace_id,
+            traceparent: if has_task { None } else { request.traceparent },
             fingerprint: hex(&request.fingerprint),
             expires: now.saturating_add(ttl),
             decision: decision.clone(),

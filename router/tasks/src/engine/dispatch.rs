@@ -8,10 +8,11 @@ use serde_json::{Map, Value, json};
 use super::pool::Change;
 use super::settings::subjects;
 use super::{Effect, Engine, Timer};
-use crate::ids::AssignmentId;
+use crate::ids::{AssignmentId, IdKey};
 use crate::results::Status;
 use crate::state::event::{Ended, Event};
 use crate::state::task::{Phase, Task, WorkerRef};
+use crate::trace;
 
 /// Those who had a task and should not be the next to get it.
 const HAD_MAX: usize = 16;
@@ -91,8 +92,8 @@ impl Engine {
         }
         had.push(connection);
         let Some(task) = self.state.tasks.get(&number) else { return };
-        let (headers, payload) =
-            assignment(task, &AssignmentId { number, attempt }.encode(self.state.id_key()));
+        let key = self.state.id_key();
+        let (headers, payload) = assignment(task, key, &AssignmentId { number, attempt }.encode(key));
         let subject = Arc::clone(&task.spec.subject);
         self.timers.insert((now + task.spec.ack_wait_millis, Timer::AckWait(number, task.deliveries)));
         self.effects.push(Effect::Offer { subject, entry, task: number, headers, payload });
@@ -105,8 +106,9 @@ impl Engine {
         let worker = WorkerRef { connection: 0, id: Some("a stream".to_owned()) };
         self.record(Event::Dispatched { at: now, task: number, attempt, worker });
         let Some(task) = self.state.tasks.get(&number) else { return };
-        let id = AssignmentId { number, attempt }.encode(self.state.id_key());
-        let (headers, payload) = assignment(task, &id);
+        let key = self.state.id_key();
+        let id = AssignmentId { number, attempt }.encode(key);
+        let (headers, payload) = assignment(task, key, &id);
         let headers = Builder::append_to(&headers).header("Nats-Msg-Id", &id).finish();
         let subject = task.spec.subject.as_bytes().to_vec();
         self.publish(subject, headers, payload);
@@ -267,7 +269,7 @@ impl Engine {
 }
 
 /// The superset that all workers accept (contract section 1.5), and the headers of it.
-fn assignment(task: &Task, id: &str) -> (Vec<u8>, Vec<u8>) {
+fn assignment(task: &Task, key: IdKey, id: &str) -> (Vec<u8>, Vec<u8>) {
     let spec = &task.spec;
     let mut options = Map::new();
     options.insert("priority".into(), task.spec.priority.into());
@@ -315,8 +317,6 @@ fn assignment(task: &Task, id: &str) -> (Vec<u8>, Vec<u8>) {
     if let Some(trace) = &spec.trace_id {
         headers = headers.header("trace_id", trace);
     }
-    if let Some(parent) = &spec.traceparent {
-        headers = headers.header("traceparent", parent);
-    }
+    headers = headers.header("traceparent", trace::traceparent(key, task));
     (headers.finish(), text.into_bytes())
 }

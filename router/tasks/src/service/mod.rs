@@ -27,6 +27,8 @@ use crate::engine::pool::Member;
 use crate::engine::settings::{Settings, subjects};
 use crate::engine::{Effect, Engine, Input, Message};
 use crate::state::Bounds;
+use crate::state::event::Event;
+use crate::trace::{Span, Tracer};
 use inbox::{ANSWERS, Ending, Inbox, InboxLimits, Incoming, NODES, REQUESTS, WORKERS};
 use journal::Journal;
 pub use journal::JournalError;
@@ -44,6 +46,16 @@ const STATS_EVERY: Duration = Duration::from_millis(200);
 /// To those who asked while the log took nothing.
 const NOT_STORED: &[u8] =
     br#"{"ok":false,"error":{"code":"internal","message":"the decision could not be stored"},"context":{}}"#;
+
+/// Takes spans of what became durable. Called on the thread of tasks: must not block.
+#[derive(Clone)]
+pub struct SpanSink(pub Arc<dyn Fn(Vec<Span>) + Send + Sync>);
+
+impl std::fmt::Debug for SpanSink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SpanSink")
+    }
+}
 
 /// Bounds and settings of tasks.
 #[derive(Clone, Debug)]
@@ -63,6 +75,8 @@ pub struct ServiceOptions {
     pub seed: u64,
     /// In a cluster, the term in which this node leads it: workers of the other nodes are given jobs too.
     pub leads: Option<u64>,
+    /// Who takes spans; `None` makes none.
+    pub spans: Option<SpanSink>,
 }
 
 impl Default for ServiceOptions {
@@ -76,6 +90,7 @@ impl Default for ServiceOptions {
             policies: Vec::new(),
             seed: 0,
             leads: None,
+            spans: None,
         }
     }
 }
@@ -237,6 +252,7 @@ pub(crate) struct Worker {
     leading: Option<Leading>,
     /// The same on all nodes that fold this log: part of the message ids of usage.
     tag: String,
+    tracer: Tracer,
 }
 
 /// Milliseconds since 1970 that never step back.
@@ -312,6 +328,7 @@ impl Worker {
             "tasks are restored"
         );
         let tag = engine.state().id_key().tag();
+        let tracer = Tracer::new(engine.state());
         let leading = options.leads.map(|term| Leading::new(term, router.node_id().to_string()));
         Ok(Self {
             answers: format!("_INBOX.beamlog-tasks.{}.", router.node_id()),
@@ -332,6 +349,7 @@ impl Worker {
             stale: false,
             leading,
             tag,
+            tracer,
         })
     }
 
@@ -465,11 +483,24 @@ impl Worker {
             if self.failed.take().is_some() {
                 info!("tasks are stored again");
             }
+            self.trace(&events);
             self.carry_out(effects);
             self.store_usage();
         }
         if self.journal.wants_snapshot(self.options.snapshot_bytes) {
             self.snapshot();
+        }
+    }
+
+    /// What is durable now is told to who takes spans.
+    fn trace(&mut self, events: &[Event]) {
+        let Some(SpanSink(take)) = &self.options.spans else { return };
+        let state = self.engine.state();
+        let begun = events.iter().filter(|event| event.begins_task()).count() as u64;
+        let mut spans = Vec::new();
+        self.tracer.see(events, state, state.next_task - begun, &mut spans);
+        if !spans.is_empty() {
+            take(spans);
         }
     }
 
@@ -510,6 +541,7 @@ impl Worker {
                 let seed = self.options.seed ^ now;
                 self.engine = Engine::new(state, self.options.settings.clone(), seed, now);
                 self.stored_up_to = self.engine.state().usage_stored;
+                self.tracer = Tracer::new(self.engine.state());
                 self.stale = false;
                 // What a new engine wants to know first needs no log.
                 let (_, effects) = self.engine.take();

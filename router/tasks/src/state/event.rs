@@ -141,6 +141,9 @@ pub struct Decided {
     pub message_id: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace_id: Option<String>,
+    /// Of a request without a task: a task has its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
     /// Hexadecimal.
     pub fingerprint: String,
     pub expires: u64,
@@ -269,6 +272,34 @@ pub struct UnreadableEvents {
     pub line: usize,
     #[source]
     pub source: serde_json::Error,
+}
+
+impl Event {
+    /// Whether a task gets the next number by it.
+    #[must_use]
+    pub fn begins_task(&self) -> bool {
+        match self {
+            Self::Decided(decided) => decided.task.is_some(),
+            Self::Replayed { task, .. } => task.is_some(),
+            Self::Begun { .. }
+            | Self::Dispatched { .. }
+            | Self::Returned { .. }
+            | Self::Failed { .. }
+            | Self::Ended(_)
+            | Self::Foreign { .. }
+            | Self::UsageStored { .. }
+            | Self::Buried(_)
+            | Self::Purged { .. }
+            | Self::PolicyPut { .. }
+            | Self::PolicyDeleted { .. }
+            | Self::TenantPut { .. }
+            | Self::TenantDeleted { .. }
+            | Self::Blocked { .. }
+            | Self::Unblocked { .. }
+            | Self::ExtensionPut { .. }
+            | Self::ExtensionDeleted { .. } => false,
+        }
+    }
 }
 
 /// Events as one message.
