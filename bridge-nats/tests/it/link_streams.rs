@@ -203,6 +203,7 @@ async fn both_ways_through_kills_freezes_and_restarts_of_the_server() {
         publish(&here, "up", round * 500..(round + 1) * 500).await;
         match round % 3 {
             0 => {
+                site.connected("core").await;
                 upstream.kill();
                 until("the link says so", async || {
                     matches!(site.status("core").state, LinkState::Degraded { .. })

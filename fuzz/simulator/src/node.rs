@@ -213,7 +213,8 @@ impl Place {
             trace: Arc::clone(&around.trace),
             epoch: around.epoch,
             leaders: Arc::clone(&around.leaders),
-            held: self.held,
+            // A last frame that decayed cannot be told from one that was torn (DR4); its peers can, and refuse it.
+            held: if self.rotten { Index(self.held.0.saturating_sub(1)) } else { self.held },
         };
         spawn_on(&machine, life.live());
     }
