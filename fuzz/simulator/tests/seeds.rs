@@ -55,17 +55,21 @@ fn a_copy_is_given_while_the_last_entries_are_not_committed() {
     }
 }
 
-/// Without seed 228, an open finding (`docs/design/simulator.md`).
+/// Files that were given stood in the way of a fifth copy for two minutes, although nobody asked for them any more: the
+/// node that took another's place caught up with nothing until then, and no other change could be made.
 #[test]
-fn three_hundred_seeds_hold() {
+fn copies_that_were_made_do_not_keep_others_waiting() {
+    holds(228);
+}
+
+#[test]
+fn the_first_300_seeds_hold() {
     let jobs = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    for (from, seeds) in [(0, 228), (229, 72)] {
-        let batch = Batch { from, seeds, jobs, twice_one_in: 20, planted: None };
-        let sum = batch.run(|_| {});
-        assert!(sum.failed.is_empty(), "{}", told(&sum));
-        assert!(
-            sum.acked > 50_000 && sum.delivered > 1_000 && sum.replaced > 10,
-            "the seeds test little: {sum:?}"
-        );
-    }
+    let batch = Batch { from: 0, seeds: 300, jobs, twice_one_in: 20, planted: None };
+    let sum = batch.run(|_| {});
+    assert!(sum.failed.is_empty(), "{}", told(&sum));
+    assert!(
+        sum.acked > 100_000 && sum.delivered > 1_000 && sum.replaced > 10,
+        "the seeds test little: {sum:?}"
+    );
 }

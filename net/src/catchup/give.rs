@@ -19,6 +19,8 @@ use crate::{
 const IDLE: Duration = Duration::from_secs(120);
 /// Copies at a time. Each keeps the files of a moment from going.
 const COPIES_MAX: usize = 4;
+/// Files that nobody asked for in so long give their place to another copy. Whoever comes back asks for the list again.
+const QUIET: Duration = Duration::from_secs(5);
 
 /// What peers are fetching.
 #[derive(Default)]
@@ -34,12 +36,7 @@ impl Given {
     /// The files as they are now. A peer that asks again gets the files of that moment.
     pub(super) async fn list(&self, to: PeerId, shard: &dyn Shard, books: &Books) -> Result<Answer, Refusal> {
         self.forget_idle(runtime::now());
-        {
-            let shipments = self.shipments.lock().unwrap_or_else(PoisonError::into_inner);
-            if shipments.len() >= COPIES_MAX && !shipments.contains_key(&to) {
-                return Err(refuse(format!("{COPIES_MAX} copies are being made")));
-            }
-        }
+        self.make_room(to, runtime::now())?;
         let shipment = shard.ship().await.map_err(|error| refuse(error.to_string()))?;
         let last = shipment.files().last;
         let (membership_id, membership) =
@@ -74,6 +71,23 @@ impl Given {
             Err(gone) => return Err(refuse(gone.to_string())),
         };
         Ok(Answer::Chunk(read))
+    }
+
+    /// Lets the files go that were quiet for longest, if there is no other place.
+    fn make_room(&self, to: PeerId, now: Moment) -> Result<(), Refusal> {
+        let mut shipments = self.shipments.lock().unwrap_or_else(PoisonError::into_inner);
+        if shipments.len() < COPIES_MAX || shipments.contains_key(&to) {
+            return Ok(());
+        }
+        let quietest =
+            shipments.iter().min_by_key(|(_, (_, used))| *used).map(|(peer, (_, used))| (*peer, *used));
+        match quietest.filter(|(_, used)| now - *used >= QUIET) {
+            Some((peer, _)) => {
+                shipments.remove(&peer);
+                Ok(())
+            }
+            None => Err(refuse(format!("{COPIES_MAX} copies are being made"))),
+        }
     }
 
     pub(super) fn forget_idle(&self, now: Moment) {

@@ -208,14 +208,22 @@ impl Books {
         page.told = page.told.max(committed);
     }
 
-    /// A peer answered an append of this term, and says what is on its disk. A peer that holds less than it did
-    /// must not be seen by openraft, which would take its own books for wrong (FAULTS 7.3).
-    pub(crate) fn answered(&self, peer: u64, term: Term, durable: EntryId) -> Result<(), BadReport> {
-        let mut page = self.page();
-        let mut held = page.held.get(&peer).copied().unwrap_or_default();
+    /// What a peer is known to have on its disk, in this term: an answer to what it is asked now cannot say less.
+    pub(crate) fn known_of(&self, peer: u64, term: Term) -> Index {
+        let page = self.page();
+        let held = page.held.get(&peer).copied().unwrap_or_default();
         if page.leads == Some(term.0) {
-            held = held.max(page.peers.get(&peer).map_or(Index(0), |id| id.index));
+            return held.max(page.peers.get(&peer).map_or(Index(0), |id| id.index));
         }
+        held
+    }
+
+    /// A peer answered an append, and says what is on its disk. A peer that holds less than it did must not be seen by
+    /// openraft, which would take its own books for wrong (FAULTS 7.3).
+    ///
+    /// `held` is [`Self::known_of`] when it was asked: answers overtake each other, and an older one says less.
+    pub(crate) fn answered(&self, peer: u64, held: Index, durable: EntryId) -> Result<(), BadReport> {
+        let mut page = self.page();
         if durable.index < held {
             let bad = BadReport::Regressed { durable: durable.index, held };
             page.refused.insert(peer, bad.to_string());

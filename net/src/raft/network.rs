@@ -207,6 +207,7 @@ impl RaftNetworkV2<Types> for Link {
             entries,
         });
         let term = Term(rpc.vote.leader_id().term);
+        let held = self.links.books.known_of(self.target, term);
         let answer = self.ask(lane, &request, limit, RPCTypes::AppendEntries).await;
         #[cfg(feature = "planted-bugs")]
         if let Some(bug) = self.links.planted_bug
@@ -222,7 +223,7 @@ impl RaftNetworkV2<Types> for Link {
         let Answer::Append { outcome, durable } = answer? else {
             return Err(self.unexpected());
         };
-        self.links.books.answered(self.target, term, durable).map_err(|bad| self.lie(bad.to_string()))?;
+        self.links.books.answered(self.target, held, durable).map_err(|bad| self.lie(bad.to_string()))?;
         let matched = match outcome {
             Outcome::Taken => last,
             Outcome::Partly(id) => {

@@ -85,8 +85,25 @@ impl Three {
         leader.strip_prefix(self.prefix)?.parse::<usize>().ok()?.checked_sub(1)
     }
 
+    /// By the node that leads: whoever does not vote yet is no replacement for one that is killed.
+    fn all_vote(&self) -> bool {
+        let voters = |node| {
+            let output = beamlog()
+                .args(["cluster", "status", "-o", "json", "--admin", &self.admin(node)])
+                .output()
+                .unwrap();
+            let status: Value = serde_json::from_slice(&output.stdout).ok()?;
+            let is_voter = |member: &&Value| member["role"] == "voter";
+            Some(status["members"].as_array()?.iter().filter(is_voter).count())
+        };
+        (0..3).all(|node| voters(node) == Some(3))
+    }
+
     /// Every node votes and has everything: any of them may go.
     async fn is_whole(&self, context: &Context) -> Option<()> {
+        if !self.all_vote() {
+            return None;
+        }
         let stream = context.get_stream("UP").await.ok()?;
         let cluster = stream.cached_info().cluster.as_ref()?;
         let current = cluster.replicas.iter().filter(|one| one.current && !one.offline).count();
