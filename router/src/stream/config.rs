@@ -108,7 +108,7 @@ pub struct StreamConfig {
     pub metadata: BTreeMap<String, String>,
     /// Publishes may be stored together or not at all (ADR-50 of NATS).
     ///
-    /// It came after the first encoding of a configuration, and is told in a record of its own ([`Features`]).
+    /// It came after the first encoding of a configuration, and is told in a record of its own.
     #[wincode(skip)]
     pub allow_atomic: bool,
 }
