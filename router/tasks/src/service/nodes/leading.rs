@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use tracing::debug;
 
 use super::super::inbox::Incoming;
-use super::super::{Worker, instant};
+use super::super::instant;
+use super::super::worker::Worker;
 use super::roster::Roster;
 use super::words::{self, Word};
 use crate::engine::pool::Member;
