@@ -177,6 +177,10 @@ impl Node {
             open_store(&options, prepared.as_ref().map(|prepared| prepared.seat.replicator())).await?;
         let server_name = options.server_name.clone().unwrap_or_else(|| default_name(&router));
         let interest = Arc::clone(router.interest());
+        // At every node of a cluster, with tasks or without: the mesh takes what is said here to those that have them.
+        if options.tasks.is_some() || options.cluster.is_some() {
+            interest.keep_internal(&beamlog_tasks::engine::settings::subjects::INTERNAL);
+        }
         let api = Api::new(router.clone(), server_name.clone());
         let mut jetstream: Arc<dyn JetStream> = Arc::new(api.clone());
         let mut member = None;

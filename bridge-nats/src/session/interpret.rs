@@ -229,6 +229,10 @@ impl Interpreter {
             let filter = String::from_utf8_lossy(filter);
             return self.say_error(&format!("Permissions Violation for Subscription to \"{filter}\""));
         }
+        if self.context.interest.is_internal(filter) {
+            let filter = String::from_utf8_lossy(filter);
+            return self.say_error(&format!("Permissions Violation for Subscription to \"{filter}\""));
+        }
         let max = self.context.options.subscriptions_max;
         match self.connection.subscribe(&self.context.interest, filter, queue, sid, max) {
             Ok(()) => self.ok(),
@@ -238,6 +242,13 @@ impl Interpreter {
     }
 
     fn publish(&mut self, publish: &Publish<'_>) -> Option<Stop> {
+        // An answer would be said by us where its asker may not speak.
+        let internal = [publish.subject, publish.reply];
+        if let Some(subject) = internal.into_iter().find(|subject| self.context.interest.is_internal(subject)) {
+            let subject = String::from_utf8_lossy(subject);
+            self.say_error(&format!("Permissions Violation for Publish to \"{subject}\""));
+            return None;
+        }
         if self.grant().is_some_and(|grant| !grant.allows_publish(publish.subject)) {
             let subject = String::from_utf8_lossy(publish.subject);
             self.say_error(&format!("Permissions Violation for Publish to \"{subject}\""));

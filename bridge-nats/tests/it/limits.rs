@@ -121,3 +121,42 @@ async fn a_panic_ends_its_own_connection_and_is_counted() {
     bystander.expect("PONG\r\n").await;
     assert_eq!((server.stats().panics, server.connections().len()), (1, 1));
 }
+
+#[derive(Default)]
+struct Heard(std::sync::Mutex<Vec<String>>);
+
+impl Subscriber for Heard {
+    fn offer(&self, _: u64, message: &Envelope<'_>) -> Offered {
+        self.0.lock().unwrap().push(String::from_utf8_lossy(message.payload).into_owned());
+        Offered::Taken
+    }
+
+    fn flush(&self) {}
+}
+
+#[tokio::test]
+async fn on_internal_subjects_only_nodes_speak_and_listen() {
+    let interest = Arc::new(Interest::new());
+    interest.keep_internal(&["$TASKS."]);
+    let heard = Arc::new(Heard::default());
+    interest.subscribe(b"$TASKS.>", None, Arc::clone(&heard) as _, 1).unwrap();
+    let server = Server::start(Arc::clone(&interest), None, options()).await.unwrap();
+    let mut client = Raw::ready(server.local_addr()).await;
+    client.send("PUB $TASKS.leader 1\r\n1\r\n").await;
+    client.expect("-ERR 'Permissions Violation for Publish to \"$TASKS.leader\"'\r\n").await;
+    client.send("HPUB $TASKS.leader 12 13\r\nNATS/1.0\r\n\r\n2\r\n").await;
+    client.expect("-ERR 'Permissions Violation for Publish to \"$TASKS.leader\"'\r\n").await;
+    client.send("PUB service $TASKS.leader 1\r\n3\r\n").await;
+    client.expect("-ERR 'Permissions Violation for Publish to \"$TASKS.leader\"'\r\n").await;
+    client.send("SUB $TASKS.node.* 1\r\n").await;
+    client.expect("-ERR 'Permissions Violation for Subscription to \"$TASKS.node.*\"'\r\n").await;
+    // The connection lives, and its other subjects do.
+    client.send("SUB $TASKS 2\r\nPUB $TASKS 0\r\n\r\n").await;
+    client.expect("MSG $TASKS 2 0\r\n\r\n").await;
+    // Whatever else would bring a client's message there.
+    let message = Envelope { subject: b"$TASKS.leader", reply: b"", headers: b"", payload: b"4", origin: 0 };
+    let mut routes = beamlog_router::interest::RouteCache::new();
+    assert_eq!(interest.route(&mut routes, message.subject, &message).receivers, 0);
+    assert_eq!(interest.route_as_node(&mut routes, message.subject, &message).receivers, 1);
+    assert_eq!(*heard.0.lock().unwrap(), ["4"]);
+}

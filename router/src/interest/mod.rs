@@ -106,6 +106,8 @@ pub struct Interest {
     /// Where the next cache begins to draw members of queue groups.
     draws: AtomicU32,
     flusher: OnceLock<FlushSoon>,
+    /// How subjects begin that only nodes speak on.
+    internal: OnceLock<Vec<Vec<u8>>>,
 }
 
 impl std::fmt::Debug for Interest {
@@ -130,7 +132,26 @@ impl Interest {
             observed: members::Observed::default(),
             draws: AtomicU32::new(0),
             flusher: OnceLock::new(),
+            internal: OnceLock::new(),
         }
+    }
+
+    /// Keeps subjects that begin so for words of nodes: [`Self::route`] takes nobody's message there,
+    /// whichever way it comes; [`Self::route_as_node`] does. The first call counts.
+    pub fn keep_internal(&self, prefixes: &[&str]) {
+        let prefixes = prefixes.iter().map(|prefix| prefix.as_bytes().to_vec()).collect();
+        // Set once, when the node starts.
+        drop(self.internal.set(prefixes));
+    }
+
+    /// Whether only nodes speak on it.
+    #[must_use]
+    pub fn is_internal(&self, subject: &[u8]) -> bool {
+        subject.first() == Some(&b'$')
+            && self
+                .internal
+                .get()
+                .is_some_and(|prefixes| prefixes.iter().any(|prefix| subject.starts_with(prefix)))
     }
 
     /// Sets who flushes the receivers of the driver's batches, so that the driver need not. The first one

@@ -266,8 +266,17 @@ fn draw(state: &mut u32, count: usize) -> usize {
 
 impl Interest {
     /// Offers a message to everybody who wants `routed_by`: all plain subscriptions, and one of each queue
-    /// group. Nobody is flushed before [`RouteCache::flush`].
+    /// group. Nobody is flushed before [`RouteCache::flush`]. On a subject that is internal nobody hears it.
     pub fn route(&self, cache: &mut RouteCache, routed_by: &[u8], message: &Envelope<'_>) -> Routed {
+        // A client has more ways to name a subject than PUB: replies, deliver subjects, republishing.
+        if self.is_internal(routed_by) {
+            return Routed { receivers: 0, capture: None };
+        }
+        self.route_as_node(cache, routed_by, message)
+    }
+
+    /// As [`Self::route`], for what the node itself has to say: on internal subjects too.
+    pub fn route_as_node(&self, cache: &mut RouteCache, routed_by: &[u8], message: &Envelope<'_>) -> Routed {
         let at = self.look_up(cache, routed_by);
         let RouteCache { slots, touched, congested, draw: random, .. } = cache;
         let slot = &mut slots[at];

@@ -16,6 +16,8 @@ pub mod subjects {
     pub const RESULT: &str = "caf.exec.result.v1";
     pub const USAGE: &str = "beamline.usage.v1.metered";
     pub const HEARTBEATS: [&str; 2] = ["caf.status.heartbeat.v1", "caf.worker.heartbeat.v1"];
+    /// How the subjects begin on which only nodes speak: the log of tasks, and what nodes say to each other.
+    pub const INTERNAL: [&str; 2] = ["$BEAMLINE.", "$TASKS."];
     pub const WORKER_DEAD_LETTERS: [&str; 2] = ["caf.deadletter.v1", "caf.exec.dlq.v1"];
 }
 

@@ -48,6 +48,12 @@ impl Worker {
         self.routes.flush();
     }
 
+    /// To other nodes; how many heard it.
+    pub(super) fn say(&mut self, subject: &[u8], payload: &[u8]) -> usize {
+        let envelope = Envelope { subject, reply: b"", headers: b"", payload, origin: 0 };
+        self.interest.route_as_node(&mut self.routes, subject, &envelope).receivers
+    }
+
     /// Publishes; what a stream captures is stored too. Says how many heard it or keep it.
     pub(super) fn route(&mut self, subject: &[u8], reply: &[u8], headers: &[u8], payload: &[u8]) -> usize {
         let envelope = Envelope { subject, reply, headers, payload, origin: 0 };

@@ -58,7 +58,7 @@ impl Worker {
             queued: self.engine.ready_count() as u64,
         };
         let changed = leading.roster.forget_silent(now);
-        self.route(words::NODES.as_bytes(), b"", b"", &words::encode(&word, b"", b""));
+        self.say(words::NODES.as_bytes(), &words::encode(&word, b"", b""));
         self.routes.flush();
         for subject in changed {
             self.tell_members(now, &subject);
@@ -133,6 +133,6 @@ impl Worker {
         let Some((node, there)) = leading.roster.place(entry) else { return Some(false) };
         let word = Word::Job { term: leading.term, task, entry: there, subject: subject.to_owned() };
         let to = format!("{}{node}", words::NODE);
-        Some(self.route(to.as_bytes(), b"", b"", &words::encode(&word, headers, payload)) > 0)
+        Some(self.say(to.as_bytes(), &words::encode(&word, headers, payload)) > 0)
     }
 }

@@ -267,7 +267,7 @@ impl Post {
         let raw = words::encode(word, headers, payload);
         let subject = words::LEADER.as_bytes();
         let envelope = Envelope { subject, reply: b"", headers: b"", payload: &raw, origin: 0 };
-        self.interest.route(&mut self.routes, subject, &envelope);
+        self.interest.route_as_node(&mut self.routes, subject, &envelope);
     }
 
     fn job(&mut self, task: u64, entry: u64, subject: &str, headers: &[u8], payload: &[u8]) {
