@@ -10,6 +10,11 @@ use crate::codes::Refusal;
 use crate::intake::{Encoding, ReplyContext};
 use crate::proto::Writer;
 
+/// The longest reply that the gateway can take.
+const REPLY_BYTES_MAX: usize = 65_535;
+/// Of a refusal's text, in which a validator may have its say.
+const MESSAGE_CHARS_MAX: usize = 1_000;
+
 /// A decision as it is answered and kept.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct Decision {
@@ -81,7 +86,17 @@ pub fn decided(context: &ReplyContext, message_id: Option<&str>, decision: &Deci
             if let Some(id) = message_id {
                 value["message_id"] = id.into();
             }
-            value.to_string().into_bytes()
+            let mut text = value.to_string();
+            if text.len() > REPLY_BYTES_MAX {
+                // Once is enough; and what post-processors add must not cost the client its answer.
+                value["metadata"] = json!({});
+                text = value.to_string();
+            }
+            if text.len() > REPLY_BYTES_MAX {
+                value["decision"]["metadata"] = json!({"left_out": "too large for the gateway"});
+                text = value.to_string();
+            }
+            text.into_bytes()
         }
     }
 }
@@ -89,11 +104,14 @@ pub fn decided(context: &ReplyContext, message_id: Option<&str>, decision: &Deci
 /// An error. Always JSON: a RouteDecision has no place for one.
 #[must_use]
 pub fn refused(context: &ReplyContext, refusal: &Refusal) -> Vec<u8> {
-    let mut error = json!({"code": refusal.code.as_str(), "message": refusal.message});
+    let message: String = refusal.message.chars().take(MESSAGE_CHARS_MAX).collect();
+    let mut error = json!({"code": refusal.code.as_str(), "message": message});
     if let Some(intake) = refusal.intake {
         error["intake_error_code"] = intake.as_str().into();
     }
-    if let Some(details) = &refusal.details {
+    if let Some(details) = &refusal.details
+        && serde_json::to_vec(details).is_ok_and(|raw| raw.len() <= REPLY_BYTES_MAX / 2)
+    {
         error["details"] = details.clone();
     }
     json!({"ok": false, "error": error, "context": context_json(context)}).to_string().into_bytes()
@@ -139,6 +157,29 @@ mod tests {
         assert_eq!(value["provider_id"], "openai");
         assert_eq!(value["context"], json!({"request_id": "r", "trace_id": "t"}));
         assert_eq!(value["message_id"], "m");
+    }
+
+    #[test]
+    fn a_reply_is_never_longer_than_the_gateway_can_take() {
+        let with = |bytes: usize| {
+            let mut decision = decision();
+            decision.metadata.insert("long".into(), "x".repeat(bytes).into());
+            decided(&ReplyContext::default(), None, &decision)
+        };
+        for (bytes, flat, nested) in [(1_000, true, true), (40_000, false, true), (64 << 10, false, false)] {
+            let raw = with(bytes);
+            assert!(raw.len() <= 65_535, "{} bytes", raw.len());
+            let value: Value = serde_json::from_slice(&raw).unwrap();
+            assert_eq!(value["provider_id"], "openai");
+            let has = |place: &Value| place["metadata"]["long"].is_string();
+            assert_eq!((has(&value), has(&value["decision"])), (flat, nested), "{bytes}");
+        }
+        let refusal = Refusal::new(Code::ValidatorBlocked, "é".repeat(100_000))
+            .with_details(json!({"why": "x".repeat(100_000)}));
+        let raw = refused(&ReplyContext::default(), &refusal);
+        assert!(raw.len() <= 65_535);
+        let value: Value = serde_json::from_slice(&raw).unwrap();
+        assert_eq!(value["error"]["code"], "validator_blocked");
     }
 
     #[test]

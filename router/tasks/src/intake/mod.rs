@@ -325,7 +325,8 @@ fn normalise(
     // First what the reply repeats, so that even a refusal can be matched to its request.
     let message_id =
         first([message.message_id.as_ref(), wire.message_id.as_ref()], "message_id", ID_BYTES_MAX)?;
-    let request_id = text(wire.request_id.as_ref(), "request_id", ID_BYTES_MAX)?;
+    let request_header = header(headers, &[b"x_request_id", b"x-request-id"]);
+    let request_id = first([wire.request_id.as_ref(), request_header.as_ref()], "request_id", ID_BYTES_MAX)?;
     let has_request_id = request_id.is_some();
     let request_id = request_id.or_else(|| message_id.clone());
     known.request_id.clone_from(&request_id);

@@ -124,6 +124,10 @@ fn headers_stand_in_for_what_the_payload_lacks() {
     let headers = b"NATS/1.0\r\ntenant_id: acme\r\n\
         traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\n\r\n";
     let request = decide(headers, br#"{"request_id":"r"}"#, LENIENT).unwrap();
+    let planned = b"NATS/1.0\r\nx_tenant_id: acme\r\nx_trace_id: t\r\nx_request_id: r-2\r\n\r\n";
+    let named = decide(planned, b"{}", LENIENT).unwrap();
+    assert_eq!((named.tenant.as_str(), named.request_id.as_deref()), ("acme", Some("r-2")));
+    assert_eq!(named.correlation.trace_id.as_deref(), Some("t"));
     assert_eq!(request.tenant, "acme");
     assert_eq!(request.correlation.trace_id.as_deref(), Some("4bf92f3577b34da6a3ce929d0e0e4736"));
 }
