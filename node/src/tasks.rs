@@ -10,7 +10,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use beamlog_router::Router;
 use beamlog_router::replica::Role;
-use beamlog_tasks::engine::settings::Settings;
+use beamlog_tasks::engine::degraded::Degraded;
+use beamlog_tasks::engine::settings::{ControlToken, Settings};
 use beamlog_tasks::intake::IntakeRules;
 use beamlog_tasks::service::{Outpost, Service, ServiceOptions, TasksStats};
 use serde_json::Value;
@@ -74,6 +75,15 @@ impl Serving {
     /// What is counted here; nothing where tasks do not run.
     pub(crate) fn stats(&self) -> TasksStats {
         self.here().map(|service| service.stats()).unwrap_or_default()
+    }
+
+    /// What of tasks does not work as it should, as far as this node knows.
+    pub(crate) fn degraded(&self) -> Vec<Degraded> {
+        match (self.here(), &self.outpost) {
+            (Some(service), _) => service.stats().degraded,
+            (None, Some(outpost)) if outpost.seen().leader.is_none() => vec![Degraded::of_leader()],
+            (None, _) => Vec::new(),
+        }
     }
 
     /// Spans that were exported, and those that were not.
@@ -156,6 +166,11 @@ impl Tasks {
             settings: Settings {
                 intake,
                 open_tasks_max: usize::try_from(options.open_max).unwrap_or(usize::MAX),
+                control_token: options
+                    .control_token
+                    .as_ref()
+                    .map(|token| ControlToken(token.0.as_str().into())),
+                control_tenant: options.control_tenant.clone(),
                 ..Settings::default()
             },
             policies,

@@ -244,7 +244,8 @@ impl Interpreter {
     fn publish(&mut self, publish: &Publish<'_>) -> Option<Stop> {
         // An answer would be said by us where its asker may not speak.
         let internal = [publish.subject, publish.reply];
-        if let Some(subject) = internal.into_iter().find(|subject| self.context.interest.is_internal(subject)) {
+        if let Some(subject) = internal.into_iter().find(|subject| self.context.interest.is_internal(subject))
+        {
             let subject = String::from_utf8_lossy(subject);
             self.say_error(&format!("Permissions Violation for Publish to \"{subject}\""));
             return None;

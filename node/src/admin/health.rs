@@ -15,6 +15,9 @@ use crate::admin::certificates;
 use crate::admin::monitor::Monitor;
 use crate::admin::query::{BadParameter, Query};
 
+/// Degraded parts of tasks that are told in words; the rest is in the details.
+const TASKS_TOLD_MAX: usize = 20;
+
 /// 200 while the node stores and serves, 503 once it cannot. What is degraded does not make it unhealthy:
 /// a restart would not help. It is told under `degraded`.
 pub(super) async fn healthz(
@@ -99,6 +102,14 @@ fn degraded(monitor: &Monitor, health: &Health) -> Vec<String> {
             reasons.push(format!("link {} is not started: {cause}", link.table.name));
         }
     }
+    if let Some(tasks) = &monitor.tasks {
+        let degraded = tasks.degraded();
+        let told = degraded.iter().take(TASKS_TOLD_MAX).map(|row| format!("tasks: {row}"));
+        reasons.extend(told);
+        if degraded.len() > TASKS_TOLD_MAX {
+            reasons.push(format!("tasks: {} more, under details", degraded.len() - TASKS_TOLD_MAX));
+        }
+    }
     reasons
 }
 
@@ -113,6 +124,10 @@ fn details(monitor: &Monitor, health: &Health) -> Value {
             Health::Damaged { .. } => "damaged",
             Health::Closed => "closed",
         },
+        "tasks": monitor.tasks.as_ref().map(|tasks| json!({
+            "here": tasks.is_here(),
+            "degraded": tasks.degraded(),
+        })),
         "draining": monitor.is_draining(),
         "durability": "disk",
         "last_index": stats.last_index.0,

@@ -35,6 +35,7 @@ struct Figures {
     health: Health,
     tasks: TasksStats,
     tasks_here: bool,
+    tasks_degraded: usize,
     spans: (u64, u64),
     draining: bool,
     missing_segments: usize,
@@ -178,6 +179,9 @@ static METRICS: &[Metric] = &[
     counter("beamlog_tasks_refused_overload", "Requests refused because too much waits", |f| {
         float(f.tasks.counters.refused_overload)
     }),
+    counter("beamlog_tasks_refused_unstored", "Requests refused because the log takes nothing", |f| {
+        float(f.tasks.counters.refused_unstored)
+    }),
     counter("beamlog_tasks_refused_full", "Messages that found no room", |f| float(f.tasks.refused_full)),
     counter("beamlog_tasks_refused_other", "Requests refused by extensions or without a provider", |f| {
         float(f.tasks.counters.refused_other)
@@ -262,6 +266,20 @@ static METRICS: &[Metric] = &[
     }),
     gauge("beamlog_tasks_payload_bytes", "Bytes of payloads kept", |f| float(f.tasks.payload_bytes)),
     gauge("beamlog_tasks_breakers_open", "Circuit breakers that are open", |f| float(f.tasks.breakers_open)),
+    gauge(
+        "beamlog_tasks_extensions_open",
+        "Extensions that failed too often and rest, or are tried again",
+        |f| float(f.tasks.extensions_open),
+    ),
+    gauge("beamlog_tasks_degraded", "Parts that do not work as they should: /healthz names them", |f| {
+        float(f.tasks_degraded as u64)
+    }),
+    gauge("beamlog_tasks_held", "Results and acks that wait until the log takes events again", |f| {
+        float(f.tasks.held)
+    }),
+    counter("beamlog_tasks_held_dropped", "Of those, without room: their jobs come back", |f| {
+        float(f.tasks.held_dropped)
+    }),
     gauge(
         "beamlog_tasks_decide_p95_seconds",
         "95 of 100 decisions of the last minute took at most this long",
@@ -429,6 +447,7 @@ pub(super) async fn metrics(State(monitor): State<Arc<Monitor>>) -> impl IntoRes
         tasks: monitor.tasks.as_ref().map(|tasks| tasks.stats()).unwrap_or_default(),
         spans: monitor.tasks.as_ref().map(|tasks| tasks.spans()).unwrap_or_default(),
         tasks_here: monitor.tasks.as_ref().is_some_and(|tasks| tasks.is_here()),
+        tasks_degraded: monitor.tasks.as_ref().map_or(0, |tasks| tasks.degraded().len()),
         draining: monitor.is_draining(),
         missing_segments: recovery.missing.len(),
         damaged: recovery.damaged.len(),

@@ -35,12 +35,15 @@ pub(crate) enum TaskCommand {
         phase: Option<String>,
         #[arg(long, value_name = "TENANT")]
         tenant: Option<String>,
+        /// Only those of a run.
+        #[arg(long, value_name = "RUN_ID")]
+        run: Option<String>,
         #[arg(long, default_value_t = 100, value_name = "COUNT")]
         limit: u32,
     },
     /// Show a task and its story.
     Show {
-        /// Its number, an assignment id of it, or its request id.
+        /// Its number, an assignment id of it, its request id, or its run id.
         task: String,
     },
     /// End a task that has no result yet.
@@ -49,6 +52,10 @@ pub(crate) enum TaskCommand {
     Retry { task: String },
     /// List the workers that are there.
     Workers,
+    /// How providers and models do: success, latency, cost, time in the queue.
+    Figures,
+    /// What does not work as it should, why, and what suffers from it.
+    Health,
 }
 
 #[derive(Debug, clap::Args)]
@@ -178,8 +185,8 @@ fn table(rows: &Value, names: &[&str]) -> String {
 pub(crate) async fn task(arguments: TaskArguments, output: Output) -> Result<(), Failure> {
     let session = arguments.server.connect().await?;
     match arguments.command {
-        TaskCommand::Ls { phase, tenant, limit } => {
-            let body = json!({"phase": phase, "tenant_id": tenant, "limit": limit});
+        TaskCommand::Ls { phase, tenant, run, limit } => {
+            let body = json!({"phase": phase, "tenant_id": tenant, "run_id": run, "limit": limit});
             let answer = ask(&session, "list_tasks", &body).await?;
             let names = [
                 "task",
@@ -210,6 +217,27 @@ pub(crate) async fn task(arguments: TaskArguments, output: Output) -> Result<(),
             let answer = ask(&session, "list_workers", &json!({})).await?;
             let names = ["connection", "worker_id", "status", "load", "tasks", "subscriptions", "misses"];
             output.value(&answer["workers"], |rows| table(rows, &names))
+        }
+        TaskCommand::Figures => {
+            let answer = ask(&session, "get_figures", &json!({"limit": 1_000})).await?;
+            let figures = json!({"providers": answer["providers"], "models": answer["models"]});
+            let names = ["calls", "success_rate", "latency_ms", "queued_ms", "cost", "cost_total"];
+            output.value(&figures, |figures| {
+                let providers = [&["tenant_id", "provider_id"][..], &names].concat();
+                let models = [&["provider_id", "model"][..], &names].concat();
+                let providers = table(&figures["providers"], &providers);
+                format!("{providers}\n{}", table(&figures["models"], &models))
+            })
+        }
+        TaskCommand::Health => {
+            let answer = ask(&session, "get_degraded", &json!({})).await?;
+            let names = ["part", "name", "state", "cause", "affects"];
+            output.value(&answer["degraded"], |rows| {
+                if rows.as_array().is_some_and(Vec::is_empty) {
+                    return "everything works as it should".to_owned();
+                }
+                table(rows, &names)
+            })
         }
     }
 }

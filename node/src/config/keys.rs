@@ -208,6 +208,15 @@ keys! {
     /// Tasks without a result at a time; beyond, those that expire first are shed, each with a dead letter.
     #[arg(long, value_name = "COUNT")]
     flag tasks_open_max: u32, "number" = "100000", Bounds::Count { min: 1, max: 10_000_000 };
+    /// Token that control commands (beamline.router.control.v1.*) must show; without one they need none.
+    #[arg(skip)]
+    no_flag tasks_control_token: Secret, "secret text", ANY;
+    /// File with that token; one line.
+    #[arg(long, value_name = "FILE")]
+    flag tasks_control_token_file: PathBuf, "path", ANY;
+    /// Tenant of control commands that name none.
+    #[arg(long, value_name = "TENANT")]
+    flag tasks_control_tenant: String, "text", ANY;
     /// Address where gateways ask whether tasks are overloaded.
     #[arg(long, value_name = "IP:PORT")]
     flag tasks_backpressure: SocketAddr, "address", ANY;

@@ -48,6 +48,10 @@ pub struct TasksOptions {
     pub spans: Option<Endpoint>,
     /// Where gateways ask for back-pressure.
     pub backpressure: Option<SocketAddr>,
+    /// What control commands must show, if anything.
+    pub control_token: Option<Secret>,
+    /// Their tenant when they name none.
+    pub control_tenant: Option<String>,
 }
 
 /// What a [`crate::Node`] is started with. `NodeOptions::default()` is `beamlog serve` without flags.
@@ -200,12 +204,16 @@ fn links(layers: &Layers, errors: &mut Vec<ConfigError>) -> Vec<LinkTable> {
 
 /// Tasks, if they are served; all of their keys need `tasks`.
 fn tasks(config: &NodeConfig, errors: &mut Vec<ConfigError>) -> Option<TasksOptions> {
+    let (token, file) = (&config.tasks_control_token, &config.tasks_control_token_file);
+    let control_token = secret("tasks_control_token", token, "tasks_control_token_file", file, errors);
     let mut invalid = |key, problem| errors.push(ConfigError::Invalid { key, problem });
     if !config.tasks.unwrap_or(false) {
         for (key, is_said) in [
             ("tasks_policies", config.tasks_policies.is_some()),
             ("tasks_strict", config.tasks_strict == Some(true)),
             ("tasks_backpressure", config.tasks_backpressure.is_some()),
+            ("tasks_control_token", token.is_some() || file.is_some()),
+            ("tasks_control_tenant", config.tasks_control_tenant.is_some()),
             ("otlp_endpoint", config.otlp_endpoint.is_some()),
         ] {
             if is_said {
@@ -227,6 +235,8 @@ fn tasks(config: &NodeConfig, errors: &mut Vec<ConfigError>) -> Option<TasksOpti
         open_max: config.tasks_open_max.expect("has a default"),
         spans,
         backpressure: config.tasks_backpressure,
+        control_token,
+        control_tenant: config.tasks_control_tenant.clone(),
     })
 }
 

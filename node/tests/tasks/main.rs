@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod cluster;
+mod degraded;
 mod gateway;
 mod otlp;
 mod privacy;
@@ -25,7 +26,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use gateway::{admin, insist};
-use wire::{Connect, Wire, publish};
+use wire::{Connect, Received, Wire, publish};
 use worker::{Book, Habits, Worker};
 
 const DECIDE: &str = "beamline.router.v1.decide";
@@ -35,6 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 struct Node {
     child: Child,
     listen: String,
+    admin: String,
 }
 
 impl Node {
@@ -50,7 +52,7 @@ impl Node {
             }
         }
         let mut child = command
-            .args(["serve", "--announce", "--tasks", "--listen", "127.0.0.1:0", "--admin", "off"])
+            .args(["serve", "--announce", "--tasks", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
             .args(["--log-level", level, "--segment-bytes", "16MiB", "--data-dir"])
             .arg(data)
             .args(flags)
@@ -62,7 +64,8 @@ impl Node {
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let announced: Value = serde_json::from_str(&line).expect("it starts");
-        Self { listen: announced["listen"].as_str().unwrap().to_owned(), child }
+        let text = |key: &str| announced[key].as_str().unwrap().to_owned();
+        Self { listen: text("listen"), admin: text("admin"), child }
     }
 
     fn kill(&mut self) {

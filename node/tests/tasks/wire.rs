@@ -10,6 +10,7 @@ use std::time::Duration;
 pub(crate) struct Received {
     pub(crate) subject: String,
     pub(crate) sid: String,
+    pub(crate) reply: Option<String>,
     pub(crate) has_headers: bool,
     pub(crate) headers: String,
     pub(crate) payload: Vec<u8>,
@@ -127,9 +128,15 @@ impl Wire {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words[..] {
             ["PING"] => self.send("PONG\r\n")?,
-            ["MSG", subject, sid, .., bytes] => return self.body(subject, sid, None, bytes).map(Some),
-            ["HMSG", subject, sid, .., headers, bytes] => {
-                return self.body(subject, sid, Some(headers), bytes).map(Some);
+            ["MSG", subject, sid, bytes] => return self.body(subject, sid, None, None, bytes).map(Some),
+            ["MSG", subject, sid, reply, bytes] => {
+                return self.body(subject, sid, Some(reply), None, bytes).map(Some);
+            }
+            ["HMSG", subject, sid, headers, bytes] => {
+                return self.body(subject, sid, None, Some(headers), bytes).map(Some);
+            }
+            ["HMSG", subject, sid, reply, headers, bytes] => {
+                return self.body(subject, sid, Some(reply), Some(headers), bytes).map(Some);
             }
             ["-ERR", ..] => return Err(io::Error::other(line)),
             _ => {}
@@ -137,7 +144,14 @@ impl Wire {
         Ok(None)
     }
 
-    fn body(&mut self, subject: &str, sid: &str, headers: Option<&str>, bytes: &str) -> io::Result<Received> {
+    fn body(
+        &mut self,
+        subject: &str,
+        sid: &str,
+        reply: Option<&str>,
+        headers: Option<&str>,
+        bytes: &str,
+    ) -> io::Result<Received> {
         let number = |text: &str| text.parse::<usize>().map_err(io::Error::other);
         let (total, split) = (number(bytes)?, headers.map(number).transpose()?.unwrap_or(0));
         let mut raw = vec![0; total + 2];
@@ -147,6 +161,7 @@ impl Wire {
         Ok(Received {
             subject: subject.to_owned(),
             sid: sid.to_owned(),
+            reply: reply.map(str::to_owned),
             has_headers: headers.is_some(),
             headers: String::from_utf8_lossy(&raw).into_owned(),
             payload,

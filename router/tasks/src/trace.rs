@@ -188,6 +188,7 @@ impl Tracer {
                 | Event::UsageStored { .. }
                 | Event::Buried(_)
                 | Event::Purged { .. }
+                | Event::Noted { .. }
                 | Event::PolicyPut { .. }
                 | Event::PolicyDeleted { .. }
                 | Event::TenantPut { .. }

@@ -29,7 +29,7 @@ impl Engine {
             Ok(Value::Object(body)) => body,
             Ok(_) | Err(_) => Map::new(),
         };
-        let answer = self.control_answer(command, &body);
+        let answer = self.control_answer(command, message.headers, &body);
         let context = json!({"request_id": body.get("request_id"), "trace_id": body.get("trace_id")});
         let reply = match answer {
             Ok(result) => json!({"version": "1", "ok": true, "result": result, "context": context}),
@@ -39,11 +39,32 @@ impl Engine {
         self.reply(message, reply.to_string().into_bytes());
     }
 
-    fn control_answer(&mut self, command: &[u8], body: &Map<String, Value>) -> Result<Value, (Code, String)> {
+    /// Whether the command shows the token, if one is asked for. A header beats the body.
+    fn may_control(&self, headers: &[u8], body: &Map<String, Value>) -> bool {
+        let Some(token) = &self.settings.control_token else { return true };
+        let header = |name: &[u8]| {
+            let value = beamlog_router::headers::find_ignore_case(headers, name)?;
+            std::str::from_utf8(value).ok().map(str::trim)
+        };
+        let bearer =
+            || header(b"authorization").map(|text| text.strip_prefix("Bearer ").unwrap_or(text).trim());
+        let shown = header(b"token").or_else(bearer).or_else(|| body.get("token")?.as_str());
+        shown.is_some_and(|shown| token.is(shown))
+    }
+
+    fn control_answer(
+        &mut self,
+        command: &[u8],
+        headers: &[u8],
+        body: &Map<String, Value>,
+    ) -> Result<Value, (Code, String)> {
         let known = COMMANDS.iter().find(|(name, _)| name.as_bytes() == command);
         let Some((name, required)) = known else {
             return Err((Code::InvalidSubject, "there is no such command".to_owned()));
         };
+        if !self.may_control(headers, body) {
+            return Err((Code::Unauthorized, "the token is missing or not the right one".to_owned()));
+        }
         if body.get("version").and_then(Value::as_str) != Some("1") {
             return Err((Code::InvalidRequest, "version must be \"1\"".to_owned()));
         }
@@ -52,7 +73,9 @@ impl Engine {
             Some(Value::Null) | None => false,
             Some(_) => true,
         };
-        if let Some(missing) = COMMON.iter().chain(*required).find(|key| !is_there(key)) {
+        let has_tenant = self.settings.control_tenant.is_some();
+        let wanted = COMMON.iter().filter(|key| **key != "tenant_id" || !has_tenant);
+        if let Some(missing) = wanted.chain(*required).find(|key| !is_there(key)) {
             return Err((Code::InvalidRequest, format!("{missing} is required")));
         }
         if *name == "task.submit" && body.get("job").and_then(|job| job.get("type")).is_none() {

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::extensions::Conversation;
+use super::outcome::Suspicion;
 use super::settings::subjects;
 use super::signals::Pressure;
 use super::{Engine, Message};
@@ -118,8 +119,19 @@ impl Engine {
             }
             self.counters.idempotent_misses += 1;
         }
+        if let Err(refusal) = self.check_stored() {
+            self.counters.refused_unstored += 1;
+            self.answer_refusal(&asker, &refusal);
+            return;
+        }
         match self.admit(now, &request) {
-            Err(refusal) => self.answer_refusal(&asker, &refusal),
+            Err(refusal) if refusal.intake.is_some() => self.refuse_intake(now, message, &asker, &refusal),
+            Err(refusal) => {
+                if refusal.code == Code::RateLimitExceeded {
+                    self.suspect(now, Some(&request.tenant), Suspicion::Burst);
+                }
+                self.answer_refusal(&asker, &refusal);
+            }
             Ok((policy, version)) if policy.extensions() == 0 => {
                 self.choose(now, request, key, &policy, version, &[asker], None);
             }
@@ -132,6 +144,16 @@ impl Engine {
                     return;
                 }
                 self.converse(now, Conversation::new(request, key, policy, version, asker));
+            }
+        }
+    }
+
+    /// Whether the log takes what would be decided.
+    fn check_stored(&self) -> Result<(), Refusal> {
+        match &self.unstored {
+            None => Ok(()),
+            Some(cause) => {
+                Err(Refusal::new(Code::Internal, format!("the decision could not be stored: {cause}")))
             }
         }
     }
@@ -302,6 +324,13 @@ impl Engine {
         askers: &[Asker],
         metadata: Option<serde_json::Map<String, Value>>,
     ) {
+        if let Err(refusal) = self.check_stored() {
+            self.counters.refused_unstored += 1;
+            for asker in askers {
+                self.answer_refusal(asker, &refusal);
+            }
+            return;
+        }
         let Some((mut decision, sticky)) = self.pick(now, &request, policy, version, None) else {
             self.counters.refused_other += 1;
             let refusal =
@@ -416,7 +445,11 @@ impl Engine {
         refusal: &Refusal,
     ) {
         self.answer_refusal(asker, refusal);
-        self.suspect(now, asker.context.tenant.as_deref());
+        let of = match refusal.intake {
+            Some(IntakeCode::TenantForbidden) => Suspicion::Denied,
+            Some(_) | None => Suspicion::Invalid,
+        };
+        self.suspect(now, asker.context.tenant.as_deref(), of);
         let Some(code) = refusal.intake.filter(|code| code.is_dead_letter()) else { return };
         self.bury(
             now,
@@ -459,18 +492,21 @@ impl Engine {
             "received_at": now,
             "reason": reason,
         });
-        self.record(Event::Buried(Box::new(DeadLetter {
-            at: now,
-            subject: subject.clone(),
-            reason: reason.to_owned(),
-            code: code.to_owned(),
-            payload_hash: Some(hash),
-            tenant: masked(&context.tenant),
-            trace_id: masked(&context.trace_id),
-            request_id: masked(&context.request_id),
-            message: text,
-            ..DeadLetter::default()
-        })));
+        // While the log takes nothing it is told, and not kept.
+        if self.unstored.is_none() {
+            self.record(Event::Buried(Box::new(DeadLetter {
+                at: now,
+                subject: subject.clone(),
+                reason: reason.to_owned(),
+                code: code.to_owned(),
+                payload_hash: Some(hash),
+                tenant: masked(&context.tenant),
+                trace_id: masked(&context.trace_id),
+                request_id: masked(&context.request_id),
+                message: text,
+                ..DeadLetter::default()
+            })));
+        }
         self.publish(format!("{subject}.dlq"), Vec::new(), record.to_string().into_bytes());
     }
 

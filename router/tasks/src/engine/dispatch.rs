@@ -18,12 +18,19 @@ use crate::trace;
 const HAD_MAX: usize = 16;
 /// A subscriber that does not take offers is not asked again at once.
 const REFUSED_MILLIS: u64 = 100;
+/// Nor is a stream that is full.
+const STREAM_MILLIS: u64 = 1_000;
+/// The worker of a task that a stream keeps.
+const A_STREAM: &str = "a stream";
 
 impl Engine {
     /// A queued task may go out now.
     pub(super) fn due(&mut self, now: u64, number: u64) {
         let Some(task) = self.state.tasks.get(&number) else { return };
         let Phase::Queued { due } = task.phase else { return };
+        if self.keeping.contains(&number) {
+            return;
+        }
         if due > now {
             self.timers.insert((due, Timer::Due(number)));
             return;
@@ -43,6 +50,9 @@ impl Engine {
 
     /// Gives ready tasks of a subject to whoever is free.
     pub(super) fn dispatch(&mut self, now: u64, subject: &Arc<str>) {
+        if self.unstored.is_some() {
+            return;
+        }
         loop {
             let Some(first) = self.ready.get(subject).and_then(|ready| ready.first().copied()) else {
                 return;
@@ -56,7 +66,7 @@ impl Engine {
             }
             if self.pool.is_for_stream(subject) {
                 self.unready(subject, first);
-                self.give_to_stream(now, number);
+                self.give_to_stream(number);
                 continue;
             }
             let avoid = self.had.get(&number).cloned().unwrap_or_default();
@@ -99,19 +109,35 @@ impl Engine {
         self.effects.push(Effect::Offer { subject, entry, task: number, headers, payload });
     }
 
-    /// A stream keeps it for workers that pull: delivering it again is its consumer's business.
-    fn give_to_stream(&mut self, now: u64, number: u64) {
+    /// A stream keeps it for workers that pull: delivering it again is its consumer's business. It counts as given
+    /// out once it is stored there; after a crash before that it is put there again under the same id.
+    fn give_to_stream(&mut self, number: u64) {
         let Some(task) = self.state.tasks.get(&number) else { return };
-        let attempt = task.attempt;
-        let worker = WorkerRef { connection: 0, id: Some("a stream".to_owned()) };
-        self.record(Event::Dispatched { at: now, task: number, attempt, worker });
-        let Some(task) = self.state.tasks.get(&number) else { return };
+        self.keeping.insert(number);
         let key = self.state.id_key();
-        let id = AssignmentId { number, attempt }.encode(key);
+        let id = AssignmentId { number, attempt: task.attempt }.encode(key);
         let (headers, payload) = assignment(task, key, &id);
         let headers = Builder::append_to(&headers).header("Nats-Msg-Id", &id).finish();
-        let subject = task.spec.subject.as_bytes().to_vec();
-        self.publish(subject, headers, payload);
+        let subject = Arc::clone(&task.spec.subject);
+        self.effects.push(Effect::Keep { subject, task: number, headers, payload });
+    }
+
+    /// The stream stored it, or refused it.
+    pub(super) fn kept(&mut self, now: u64, number: u64, stored: bool) {
+        if !self.keeping.remove(&number) {
+            return;
+        }
+        let Some(task) = self.state.tasks.get(&number) else { return };
+        if !matches!(task.phase, Phase::Queued { .. }) {
+            return;
+        }
+        if stored {
+            let attempt = task.attempt;
+            let worker = WorkerRef { connection: 0, id: Some(A_STREAM.to_owned()) };
+            self.record(Event::Dispatched { at: now, task: number, attempt, worker });
+        } else {
+            self.timers.insert((now + STREAM_MILLIS, Timer::Due(number)));
+        }
     }
 
     /// The subscription had ended, or its connection, or its buffer is full.
@@ -138,7 +164,7 @@ impl Engine {
         }
         let Some(connection) = self.holder(number) else { return };
         if connection == 0
-            && matches!(&task.phase, Phase::Assigned { worker, .. } if worker.id.as_deref() == Some("a stream"))
+            && matches!(&task.phase, Phase::Assigned { worker, .. } if worker.id.as_deref() == Some(A_STREAM))
         {
             return;
         }
@@ -181,6 +207,10 @@ impl Engine {
         }
         for task in change.lost {
             self.counters.workers_lost += 1;
+            if self.unstored.is_some() {
+                // Its ack wait is over when the log takes events again.
+                continue;
+            }
             self.take_back(now, task, "its worker went");
         }
     }

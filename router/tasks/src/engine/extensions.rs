@@ -40,6 +40,20 @@ pub(super) struct Health {
     calls: u64,
     failures: u64,
     latency_millis: u64,
+    /// What was wrong with the last call that failed.
+    problem: &'static str,
+}
+
+impl Health {
+    pub(super) fn is_open(&self) -> bool {
+        self.breaker.trouble().is_some()
+    }
+
+    /// While calls are not let through, or only to try: state, cause, since when.
+    pub(super) fn trouble(&self, now: u64) -> Option<(&'static str, &'static str, u64)> {
+        let (_, since) = self.breaker.trouble()?;
+        Some((self.breaker.shown(now).as_str(), self.problem, since))
+    }
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -93,6 +107,10 @@ impl Conversation {
 
     pub(super) fn dry_run(self) -> Self {
         Self { dry: true, ..self }
+    }
+
+    pub(super) fn askers(&self) -> &[Asker] {
+        &self.askers
     }
 
     pub(super) fn has_key(&self, key: &str) -> bool {
@@ -254,6 +272,13 @@ impl Engine {
         health.breaker.ended(&RULES, answer.is_none(), millis, now);
         let Some(answer) = answer else {
             health.failures += 1;
+            health.problem = match outcome {
+                Outcome::Timeout => "did not answer in time",
+                Outcome::Unheard => "has no service",
+                Outcome::Answer(_) | Outcome::Shut | Outcome::Unknown | Outcome::Broken => {
+                    "answered with an error"
+                }
+            };
             self.counters.extension_failures += 1;
             if conversation.tries < retries {
                 conversation.tries += 1;

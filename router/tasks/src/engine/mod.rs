@@ -7,6 +7,7 @@
 mod admin;
 mod control;
 mod decide;
+pub mod degraded;
 mod dispatch;
 mod extensions;
 mod outcome;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::codes::{Code, Refusal};
 use crate::policy::bucket::Bucket;
 use crate::policy::document::Policy;
 use crate::random::Random;
@@ -26,6 +28,7 @@ use crate::state::State;
 use crate::state::event::Event;
 use crate::state::task::Phase;
 use extensions::{Conversation, Health};
+use outcome::Suspicion;
 use pool::{Member, Pool};
 use settings::{Settings, subjects};
 pub use signals::{Counters, Signals};
@@ -65,6 +68,11 @@ pub enum Input<'a> {
     NotTaken {
         task: u64,
     },
+    /// Whether the stream of an [`Effect::Keep`] stored it.
+    Kept {
+        task: u64,
+        stored: bool,
+    },
     /// Usage up to this number is stored.
     UsageStored {
         up_to: u64,
@@ -91,6 +99,13 @@ pub enum Effect {
     Offer {
         subject: Arc<str>,
         entry: u64,
+        task: u64,
+        headers: Vec<u8>,
+        payload: Vec<u8>,
+    },
+    /// Into the stream that captures the subject, for workers that pull; the answer is [`Input::Kept`].
+    Keep {
+        subject: Arc<str>,
         task: u64,
         headers: Vec<u8>,
         payload: Vec<u8>,
@@ -137,12 +152,16 @@ pub struct Engine {
     /// Who had a task before, so that somebody else gets it next.
     had: BTreeMap<u64, Vec<u64>>,
     watched: BTreeSet<Arc<str>>,
+    /// Tasks on their way into a stream.
+    keeping: BTreeSet<u64>,
+    /// Why the log takes no events now, if it does not: nothing that would be one is done meanwhile.
+    unstored: Option<String>,
     conversations: BTreeMap<u64, Conversation>,
     next_token: u64,
     health: BTreeMap<String, Health>,
     buckets: BTreeMap<(String, String), Bucket>,
-    /// Refused requests of each tenant in the present minute.
-    suspects: BTreeMap<String, (u64, u32)>,
+    /// Refused requests of each tenant in the present minute, by what was wrong with them.
+    suspects: BTreeMap<(String, Suspicion), (u64, u32)>,
     signals: Signals,
     counters: Counters,
 }
@@ -165,6 +184,8 @@ impl Engine {
             timers: BTreeSet::new(),
             had: BTreeMap::new(),
             watched: BTreeSet::new(),
+            keeping: BTreeSet::new(),
+            unstored: None,
             conversations: BTreeMap::new(),
             next_token: 1,
             health: BTreeMap::new(),
@@ -179,6 +200,18 @@ impl Engine {
         }
         engine.resume(now);
         engine
+    }
+
+    /// Takes over from an engine that decided what could not be stored: what is counted and known of others is no part
+    /// of the log. Who waited for an extension then is told to ask again.
+    pub fn remember(&mut self, before: Self) {
+        let Self { counters, signals, health, buckets, suspects, conversations, .. } = before;
+        let refusal = Refusal::new(Code::Internal, "the decision could not be stored");
+        for asker in conversations.values().flat_map(Conversation::askers) {
+            self.answer_refusal(asker, &refusal);
+        }
+        (self.counters, self.signals) = (counters, signals);
+        (self.health, self.buckets, self.suspects) = (health, buckets, suspects);
     }
 
     /// In-flight sets and timers are nobody's but the running node's: made anew from the state.
@@ -235,6 +268,7 @@ impl Engine {
             Input::Answer { token, headers, payload } => self.answered(now, token, headers, payload),
             Input::Unheard { token } => self.unheard(now, token),
             Input::NotTaken { task } => self.not_taken(now, task),
+            Input::Kept { task, stored } => self.kept(now, task, stored),
             Input::UsageStored { up_to } => {
                 if up_to > self.state.usage_stored {
                     self.record(Event::UsageStored { up_to });
@@ -273,6 +307,19 @@ impl Engine {
     }
 
     fn run_timers(&mut self, now: u64) {
+        if self.unstored.is_some() {
+            // What would be an event waits for the log; who waits for an extension is answered all the same.
+            let due = self.timers.iter().take_while(|(at, _)| *at <= now);
+            let due: Vec<_> =
+                due.filter(|(_, timer)| matches!(timer, Timer::Extension(_))).copied().collect();
+            for key in due {
+                self.timers.remove(&key);
+                if let (_, Timer::Extension(token)) = key {
+                    self.extension_timed_out(now, token);
+                }
+            }
+            return;
+        }
         let mut wake = false;
         while let Some((at, timer)) = self.timers.first().copied().filter(|(at, _)| *at <= now) {
             self.timers.remove(&(at, timer));
@@ -339,6 +386,11 @@ impl Engine {
     #[must_use]
     pub fn ready_count(&self) -> usize {
         self.ready.values().map(BTreeSet::len).sum()
+    }
+
+    /// Requests that wait for extensions.
+    fn asking(&self) -> usize {
+        self.conversations.len()
     }
 
     #[must_use]

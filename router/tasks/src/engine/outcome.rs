@@ -17,6 +17,27 @@ use crate::state::task::{Phase, Task};
 /// Tenants whose refused requests are counted.
 const SUSPECTS_MAX: usize = 10_000;
 
+/// What abuse is made of.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) enum Suspicion {
+    /// Requests that are none.
+    Invalid,
+    /// Requests that the tenant may not make.
+    Denied,
+    /// Requests far above a rate limit.
+    Burst,
+}
+
+impl Suspicion {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Invalid => "repeated_invalid",
+            Self::Denied => "auth_failures",
+            Self::Burst => "burst",
+        }
+    }
+}
+
 /// What a result is of.
 enum Target {
     /// An open task, and which attempt of it.
@@ -316,31 +337,33 @@ impl Engine {
         Ok(())
     }
 
-    /// A tenant sent something that was refused. Too often, and it is blocked for a while.
-    pub(super) fn suspect(&mut self, now: u64, tenant: Option<&str>) {
-        let (Some(tenant), true) = (tenant, self.settings.abuse_invalid_max > 0) else { return };
+    /// A tenant did what abuse is made of. Too often in a minute, and it is blocked for a while.
+    pub(super) fn suspect(&mut self, now: u64, tenant: Option<&str>, of: Suspicion) {
+        let most = match of {
+            Suspicion::Invalid => self.settings.abuse_invalid_max,
+            Suspicion::Denied => self.settings.abuse_denied_max,
+            Suspicion::Burst => self.settings.abuse_burst_max,
+        };
+        let (Some(tenant), true) = (tenant, most > 0 && self.unstored.is_none()) else { return };
         if self.state.blocks.get(tenant).is_some_and(|block| block.until > now) {
             return;
         }
-        if self.suspects.len() >= SUSPECTS_MAX && !self.suspects.contains_key(tenant) {
+        let key = (tenant.to_owned(), of);
+        if self.suspects.len() >= SUSPECTS_MAX && !self.suspects.contains_key(&key) {
             self.suspects.pop_first();
         }
         let minute = now / 60_000;
-        let (since, count) = self.suspects.entry(tenant.to_owned()).or_insert((minute, 0));
+        let (since, count) = self.suspects.entry(key.clone()).or_insert((minute, 0));
         if *since != minute {
             (*since, *count) = (minute, 0);
         }
         *count += 1;
-        if *count >= self.settings.abuse_invalid_max {
-            self.suspects.remove(tenant);
+        if *count >= most {
+            self.suspects.remove(&key);
             self.counters.blocks += 1;
             let until = now + self.settings.abuse_block_millis;
-            self.record(Event::Blocked {
-                at: now,
-                tenant: tenant.to_owned(),
-                until,
-                why: "repeated_invalid".into(),
-            });
+            let why = of.as_str().to_owned();
+            self.record(Event::Blocked { at: now, tenant: key.0, until, why });
         }
     }
 

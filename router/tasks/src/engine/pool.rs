@@ -289,6 +289,12 @@ impl Pool {
         }
     }
 
+    /// Whether anybody is subscribed, busy or not.
+    #[must_use]
+    pub fn has_members(&self, subject: &str) -> bool {
+        self.by_subject.get(subject).is_some_and(|members| !members.is_empty())
+    }
+
     #[must_use]
     pub fn worker_id(&self, connection: u64) -> Option<String> {
         self.workers.get(&connection)?.id.clone()

@@ -55,11 +55,42 @@ pub struct Settings {
     pub conversations_max: usize,
     /// Refused requests of one tenant in a minute after which it is blocked; 0 never. Default 600.
     pub abuse_invalid_max: u32,
+    /// As above, requests that the tenant may not make. Default 600.
+    pub abuse_denied_max: u32,
+    /// As above, requests above a rate limit. Default 6,000.
+    pub abuse_burst_max: u32,
     /// How long such a block lasts. Default 5 min.
     pub abuse_block_millis: u64,
+    /// What control commands must show; none asks for nothing. Default none.
+    pub control_token: Option<ControlToken>,
+    /// The tenant of control commands that name none. Default none.
+    pub control_tenant: Option<String>,
     /// Whether usage is published. Default yes.
     pub usage: bool,
     pub overload: Overload,
+}
+
+/// A secret: it is compared, and never shown.
+#[derive(Clone)]
+pub struct ControlToken(pub Arc<str>);
+
+impl std::fmt::Debug for ControlToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ControlToken(…)")
+    }
+}
+
+impl ControlToken {
+    /// Compares in a time that depends on the lengths only.
+    #[must_use]
+    pub fn is(&self, shown: &str) -> bool {
+        let (secret, shown) = (self.0.as_bytes(), shown.as_bytes());
+        let differences = secret
+            .iter()
+            .zip(shown)
+            .fold(0_u8, |differences, (a, b)| std::hint::black_box(differences | (a ^ b)));
+        secret.len() == shown.len() && differences == 0
+    }
 }
 
 /// Thresholds of back-pressure (contract section 1.13).
@@ -96,7 +127,11 @@ impl Default for Settings {
             restart_millis: 3_000,
             conversations_max: 10_000,
             abuse_invalid_max: 600,
+            abuse_denied_max: 600,
+            abuse_burst_max: 6_000,
             abuse_block_millis: 300_000,
+            control_token: None,
+            control_tenant: None,
             usage: true,
             overload: Overload::default(),
         }

@@ -14,6 +14,8 @@ pub struct Counters {
     pub refused_rate: u64,
     pub refused_quota: u64,
     pub refused_overload: u64,
+    /// Because the log took nothing.
+    pub refused_unstored: u64,
     pub refused_other: u64,
     pub idempotent_hits: u64,
     pub idempotent_misses: u64,

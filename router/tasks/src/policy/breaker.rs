@@ -32,6 +32,31 @@ impl BreakerState {
     }
 }
 
+/// Why a breaker opened.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    #[default]
+    Failures,
+    ErrorRate,
+    Slow,
+    /// A call that tried whether it works again.
+    Trial,
+}
+
+impl Cause {
+    /// In words, after the name of what is behind the breaker.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Failures => "failed too often in a row",
+            Self::ErrorRate => "fails too large a part of its calls",
+            Self::Slow => "answers too slowly",
+            Self::Trial => "failed again when it was tried",
+        }
+    }
+}
+
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct Breaker {
     state: BreakerState,
@@ -43,6 +68,11 @@ pub struct Breaker {
     /// When, and whether it failed.
     window: VecDeque<(u64, bool)>,
     opened_times: u64,
+    /// When calls are tried again, and why it opened the last time.
+    #[serde(default)]
+    until: u64,
+    #[serde(default)]
+    cause: Cause,
 }
 
 impl Breaker {
@@ -95,7 +125,8 @@ impl Breaker {
 
     /// A call ended.
     pub fn ended(&mut self, rules: &BreakerRules, failed: bool, latency_millis: u64, now: u64) {
-        let failed = failed || latency_millis > rules.latency_threshold_millis;
+        let is_slow = !failed && latency_millis > rules.latency_threshold_millis;
+        let failed = failed || is_slow;
         self.window.push_back((now, failed));
         let oldest = now.saturating_sub(rules.error_rate_window_millis);
         while self.window.len() > WINDOW_CALLS_MAX || self.window.front().is_some_and(|(at, _)| *at < oldest)
@@ -109,14 +140,16 @@ impl Breaker {
                     return;
                 }
                 self.consecutive_failures += 1;
-                if self.consecutive_failures >= rules.failure_threshold || self.rate_is_over(rules) {
-                    self.open(now);
+                if self.consecutive_failures >= rules.failure_threshold {
+                    self.open(rules, if is_slow { Cause::Slow } else { Cause::Failures }, now);
+                } else if self.rate_is_over(rules) {
+                    self.open(rules, Cause::ErrorRate, now);
                 }
             }
             BreakerState::HalfOpen => {
                 self.state = BreakerState::HalfOpen;
                 if failed {
-                    self.open(now);
+                    self.open(rules, Cause::Trial, now);
                     return;
                 }
                 self.half_open_successes += 1;
@@ -134,6 +167,24 @@ impl Breaker {
     #[must_use]
     pub fn opened_times(&self) -> u64 {
         self.opened_times
+    }
+
+    /// What it is at `now`, for people: by the rules that it opened by.
+    #[must_use]
+    pub fn shown(&self, now: u64) -> BreakerState {
+        match self.state {
+            BreakerState::Open if now >= self.until => BreakerState::HalfOpen,
+            state @ (BreakerState::Closed | BreakerState::Open | BreakerState::HalfOpen) => state,
+        }
+    }
+
+    /// While it is not closed: why, and since when.
+    #[must_use]
+    pub fn trouble(&self) -> Option<(Cause, u64)> {
+        match self.state {
+            BreakerState::Closed => None,
+            BreakerState::Open | BreakerState::HalfOpen => Some((self.cause, self.opened_at)),
+        }
     }
 
     /// Whether it is open, were it asked when it was last changed.
@@ -154,9 +205,11 @@ impl Breaker {
             && failures as f64 >= rules.error_rate_threshold * self.window.len() as f64
     }
 
-    fn open(&mut self, now: u64) {
+    fn open(&mut self, rules: &BreakerRules, cause: Cause, now: u64) {
         self.state = BreakerState::Open;
         self.opened_at = now;
+        self.until = now.saturating_add(rules.timeout_millis);
+        self.cause = cause;
         self.half_open_successes = 0;
         self.half_open_calls = 0;
         self.consecutive_failures = 0;

@@ -29,6 +29,7 @@ pub(super) struct InboxLimits {
 }
 
 /// A message that waits.
+#[derive(Clone)]
 pub(super) struct Incoming {
     pub(super) subject: Bytes,
     pub(super) reply: Bytes,
@@ -167,7 +168,7 @@ impl<T> Inbox<T> {
 }
 
 impl Incoming {
-    fn weight(&self) -> usize {
+    pub(super) fn weight(&self) -> usize {
         256 + self.subject.len() + self.reply.len() + self.headers.len() + self.payload.len()
     }
 }

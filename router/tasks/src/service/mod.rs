@@ -3,6 +3,7 @@
 //!
 //! While one batch becomes durable the next gathers: the group commit of the router's log, once more.
 
+mod held;
 mod inbox;
 mod journal;
 pub mod nodes;

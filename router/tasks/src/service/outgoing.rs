@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use beamlog_router::StreamPublish;
 use beamlog_router::api::request::Published;
 use beamlog_router::headers::Builder;
 use beamlog_router::interest::{Envelope, Offered};
+use beamlog_router::{PublishTicket, StreamPublish};
 use bytes::Bytes;
 use tracing::warn;
 
@@ -16,6 +16,15 @@ use crate::engine::{Effect, Input};
 
 /// Usage on its way into its stream at a time.
 const USAGE_MAX: usize = 1_000;
+
+/// A job on its way into the stream from which workers pull it.
+pub(super) struct Keeping {
+    task: u64,
+    subject: Arc<str>,
+    headers: Vec<u8>,
+    payload: Vec<u8>,
+    ticket: PublishTicket,
+}
 
 impl Worker {
     pub(super) fn carry_out(&mut self, effects: Vec<Effect>) {
@@ -33,6 +42,9 @@ impl Worker {
                 }
                 Effect::Offer { subject, entry, task, headers, payload } => {
                     self.offer(now, &subject, entry, task, &headers, &payload);
+                }
+                Effect::Keep { subject, task, headers, payload } => {
+                    self.keep(now, task, subject, headers, payload);
                 }
                 Effect::Watch { subject } => {
                     let inbox = Arc::clone(&self.inbox);
@@ -110,8 +122,57 @@ impl Worker {
         }
     }
 
+    fn keep(&mut self, now: u64, task: u64, subject: Arc<str>, headers: Vec<u8>, payload: Vec<u8>) {
+        let stream = self.interest.capture_of(subject.as_bytes());
+        let stored = stream.and_then(|stream| {
+            let publish = StreamPublish {
+                stream,
+                subject: Bytes::copy_from_slice(subject.as_bytes()),
+                reply: Bytes::new(),
+                headers: Bytes::copy_from_slice(&headers),
+                payload: Bytes::copy_from_slice(&payload),
+            };
+            self.router.store(publish).ok()
+        });
+        match stored {
+            Some(ticket) => self.keeping.push_back(Keeping { task, subject, headers, payload, ticket }),
+            // The stream went, or the router is full.
+            None => self.engine.handle(now, Input::Kept { task, stored: false }),
+        }
+    }
+
+    /// As with usage: those that were put in before the last commit are stored by now.
+    pub(super) fn collect_kept(&mut self) {
+        let now = self.now();
+        while let Some(Keeping { task, subject, headers, payload, ticket }) = self.keeping.pop_front() {
+            let stored = match ticket.wait().result {
+                Ok(Published::Stored(_)) => {
+                    // Those who look on hear it too, once it is there.
+                    let subject = subject.as_bytes();
+                    let (headers, payload) = (&headers[..], &payload[..]);
+                    let envelope = Envelope { subject, reply: b"", headers, payload, origin: 0 };
+                    // A worker that subscribed meanwhile would do it a second time.
+                    if self.interest.members(subject).is_empty() {
+                        self.interest.route(&mut self.routes, subject, &envelope);
+                    }
+                    true
+                }
+                Ok(Published::Duplicate(_) | Published::Waiting | Published::Batch { .. }) => true,
+                Err(refusal) => {
+                    warn!(err = %refusal, subject = &*subject, "a job was not stored for workers that pull; it will be tried again");
+                    false
+                }
+            };
+            self.engine.handle(now, Input::Kept { task, stored });
+        }
+        self.routes.flush();
+    }
+
     /// Puts usage that is due into its stream; nobody waits for it here.
     pub(super) fn store_usage(&mut self) {
+        if self.engine.is_unstored() {
+            return;
+        }
         let room = USAGE_MAX.saturating_sub(self.storing.len());
         let from = self.storing.back().map_or(self.stored_up_to, |(number, ..)| *number);
         for (number, body) in self.engine.usage_after(from, room) {

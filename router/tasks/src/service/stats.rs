@@ -1,5 +1,6 @@
 //! Figures of tasks, as an exporter reads them.
 
+use crate::engine::degraded::Degraded;
 use crate::engine::{Counters, Engine};
 use crate::state::Totals;
 
@@ -18,6 +19,12 @@ pub struct TasksStats {
     pub breakers_open: u64,
     /// Requests that found no room.
     pub refused_full: u64,
+    /// What workers said and waits for the log; and what found no room there.
+    pub held: u64,
+    pub held_dropped: u64,
+    pub extensions_open: u64,
+    /// What does not work as it should.
+    pub degraded: Vec<Degraded>,
     /// Why nothing is decided now, if so.
     pub failed: Option<String>,
 }
@@ -40,6 +47,10 @@ impl TasksStats {
             payload_bytes: state.payload_bytes() as u64,
             breakers_open: state.breakers.values().filter(|breaker| breaker.is_open()).count() as u64,
             refused_full: 0,
+            held: 0,
+            held_dropped: 0,
+            extensions_open: engine.extensions_open() as u64,
+            degraded: Vec::new(),
             failed,
         }
     }

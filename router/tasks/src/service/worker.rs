@@ -8,14 +8,17 @@ use beamlog_router::api::error::ApiError;
 use beamlog_router::api::request::{MessageSelector, Request, Response};
 use beamlog_router::interest::{self, Interest, RouteCache};
 use beamlog_router::stream::StreamConfig;
-use beamlog_router::{PublishTicket, Router};
+use beamlog_router::{Health, PublishTicket, Router};
 use tracing::{error, info, warn};
 
+use super::held::{self, Held};
 use super::inbox::{ANSWERS, Ending, Inbox, Incoming, NODES, REQUESTS};
 use super::journal::{self, Journal, JournalError};
 use super::nodes::Leading;
+use super::outgoing::Keeping;
 use super::stats::TasksStats;
 use super::{Clock, ServiceOptions, SpanSink, StartError, chain, instant};
+use crate::engine::degraded::Degraded;
 use crate::engine::pool::Member;
 use crate::engine::settings::subjects;
 use crate::engine::{Effect, Engine, Input, Message};
@@ -44,6 +47,8 @@ pub(crate) struct Worker {
     /// Usage that is being stored, oldest first.
     pub(super) storing: VecDeque<(u64, Vec<u8>, PublishTicket)>,
     pub(super) stored_up_to: u64,
+    /// Jobs on their way into streams, oldest first.
+    pub(super) keeping: VecDeque<Keeping>,
     pub(super) clock: Clock,
     pub(super) stats: Arc<Mutex<TasksStats>>,
     pub(super) counted: Instant,
@@ -51,6 +56,8 @@ pub(crate) struct Worker {
     pub(super) failed: Option<String>,
     /// The engine has decided what the log has not: it must begin anew before it is asked anything.
     pub(super) stale: bool,
+    /// What workers said while the log took nothing.
+    pub(super) held: Held,
     /// Of a cluster.
     pub(super) leading: Option<Leading>,
     /// The same on all nodes that fold this log: part of the message ids of usage.
@@ -131,6 +138,8 @@ impl Worker {
             counted: began,
             failed: None,
             stale: false,
+            held: Held::default(),
+            keeping: VecDeque::new(),
             leading,
             tag,
             tracer,
@@ -156,32 +165,43 @@ impl Worker {
                 self.begin_anew();
             }
             if self.stale {
-                for message in taken.messages.iter().filter(|message| message.subscription == REQUESTS) {
-                    self.route(&message.reply, b"", b"", NOT_STORED);
-                }
-                self.routes.flush();
+                self.tell_unstored(&taken.messages);
+                self.held.take_from(taken.messages, false);
+                self.count();
                 if taken.ending.is_some() {
                     self.unobserve();
                     return;
                 }
                 continue;
             }
+            self.look_for_room(now);
             for subject in taken.changed {
                 self.tell_members(now, &String::from_utf8_lossy(&subject).into());
             }
-            for message in &taken.messages {
-                self.incoming(now, message);
+            let again = if self.engine.is_unstored() { Vec::new() } else { self.held.again() };
+            for message in again.iter().map(|(message, _)| message).chain(&taken.messages) {
+                if !self.engine.is_unstored() || !held::is_of_worker(message) {
+                    self.incoming(now, message);
+                }
             }
             for job in taken.jobs {
                 job(self);
             }
             self.lead(now);
             self.engine.handle(now, Input::Tick);
-            self.commit();
+            let was_unstored = self.engine.is_unstored();
+            let is_stored = self.commit();
             let now = self.now();
             for message in taken.messages.iter().filter(|message| message.subscription == REQUESTS) {
                 let micros = u64::try_from(message.at.elapsed().as_micros()).unwrap_or(u64::MAX);
                 self.engine.answered_after(now, micros);
+            }
+            if !is_stored {
+                self.tell_unstored(&taken.messages);
+                self.held.put_back(again, !self.engine.is_unstored());
+            }
+            if !is_stored || was_unstored {
+                self.held.take_from(taken.messages, !was_unstored && !self.engine.is_unstored());
             }
             if self.counted.elapsed() >= STATS_EVERY || taken.ending.is_some() {
                 self.count();
@@ -194,11 +214,14 @@ impl Worker {
     }
 
     pub(super) fn timeout(&mut self) -> Option<Duration> {
-        if !self.storing.is_empty() {
+        if !self.storing.is_empty() || !self.keeping.is_empty() {
             return Some(Duration::ZERO);
         }
-        if self.failed.is_some() {
+        if self.failed.is_some() || self.engine.is_unstored() {
             return Some(Duration::from_millis(500));
+        }
+        if !self.held.is_empty() {
+            return Some(Duration::ZERO);
         }
         let now = self.now();
         let stale = STATS_EVERY.saturating_sub(self.counted.elapsed());
@@ -249,10 +272,12 @@ impl Worker {
         self.engine.handle(now, Input::Members { subject: Arc::clone(subject), members, captured });
     }
 
-    /// Makes what was decided durable, and then lets it out; until nothing follows from that any more.
-    pub(super) fn commit(&mut self) {
+    /// Makes what was decided durable, and then lets it out; until nothing follows from that any more. `false`: the log
+    /// did not take it, and it did not happen.
+    pub(super) fn commit(&mut self) -> bool {
         // What was put in before has been synced with the last batch, or is being synced now.
         self.collect_usage();
+        self.collect_kept();
         loop {
             let (events, effects) = self.engine.take();
             if events.is_empty() && effects.is_empty() {
@@ -262,18 +287,19 @@ impl Worker {
                 && let Err(problem) = self.journal.append(&events)
             {
                 self.give_up(&problem, &effects);
-                return;
+                return false;
             }
-            if self.failed.take().is_some() {
+            if !events.is_empty() && self.failed.take().is_some() {
                 info!("tasks are stored again");
             }
             self.trace(&events);
             self.carry_out(effects);
             self.store_usage();
         }
-        if self.journal.wants_snapshot(self.options.snapshot_bytes) {
+        if self.journal.wants_snapshot(self.options.snapshot_bytes) && !self.engine.is_unstored() {
             self.snapshot();
         }
+        true
     }
 
     /// What is durable now is told to who takes spans.
@@ -313,8 +339,39 @@ impl Worker {
         }
         self.routes.flush();
         self.storing.clear();
+        self.keeping.clear();
         self.stale = true;
         self.begin_anew();
+    }
+
+    /// To those who asked otherwise than by an inbox; those were told by [`Self::give_up`].
+    fn tell_unstored(&mut self, messages: &[Incoming]) {
+        for message in messages {
+            let is_told = !self.stale && message.reply.starts_with(b"_INBOX.");
+            if message.subscription == REQUESTS && !message.reply.is_empty() && !is_told {
+                self.route(&message.reply, b"", b"", NOT_STORED);
+            }
+        }
+        self.routes.flush();
+    }
+
+    /// Why the log takes nothing for longer than one batch, if it does not.
+    fn no_room(&self) -> Option<String> {
+        match self.router.health() {
+            Health::InsufficientStorage => Some("the disk is full".to_owned()),
+            Health::LogFailed { reason } => Some(format!("the log has failed: {reason}")),
+            Health::Serving | Health::Damaged { .. } | Health::Closed => None,
+        }
+    }
+
+    /// The log may take events again: then all goes on as if it had been so all the time.
+    fn look_for_room(&mut self, now: u64) {
+        if self.engine.is_unstored() && self.no_room().is_none() {
+            self.engine.set_unstored(now, None);
+            self.failed = None;
+            self.store_usage();
+            info!(held = self.held.len(), "tasks are stored again");
+        }
     }
 
     /// An engine over what is durable.
@@ -323,10 +380,13 @@ impl Worker {
             Ok(state) => {
                 let now = self.now();
                 let seed = self.options.seed ^ now;
-                self.engine = Engine::new(state, self.options.settings.clone(), seed, now);
+                let next = Engine::new(state, self.options.settings.clone(), seed, now);
+                let before = std::mem::replace(&mut self.engine, next);
+                self.engine.remember(before);
                 self.stored_up_to = self.engine.state().usage_stored;
                 self.tracer = Tracer::new(self.engine.state());
                 self.stale = false;
+                self.engine.set_unstored(now, self.no_room());
                 // What a new engine wants to know first needs no log.
                 let (_, effects) = self.engine.take();
                 self.carry_out(effects);
@@ -350,13 +410,20 @@ impl Worker {
         }
         let now = self.now();
         self.engine.look_at_pressure(now);
-        let stats = TasksStats::of(&self.engine, self.failed.clone());
+        let mut stats = TasksStats::of(&self.engine, self.failed.clone());
+        stats.degraded = self.engine.degraded(now);
+        if let Some(cause) = stats.failed.as_ref().filter(|_| !self.engine.is_unstored()) {
+            stats.degraded.insert(0, Degraded::of_log(cause.clone()));
+        }
+        (stats.held, stats.held_dropped) = (self.held.len() as u64, self.held.dropped());
         *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = stats;
     }
 
     /// The end: everything that was taken in is done.
     pub(super) fn finish(&mut self) {
+        self.commit();
         self.collect_usage();
+        self.collect_kept();
         self.commit();
         if self.failed.is_none() {
             self.snapshot();

@@ -44,6 +44,7 @@ impl State {
                 let code = error_code.as_deref().unwrap_or(status.as_str());
                 let (tenant, failed_provider) = (task.spec.tenant.clone(), task.provider.clone());
                 let policy_id = task.spec.decision.policy_id.clone();
+                let model = task.spec.model();
                 task.failures += 1;
                 task.provider_failures += 1;
                 task.phase = Phase::Queued { due: *due };
@@ -65,6 +66,7 @@ impl State {
                     0,
                     *at,
                 );
+                self.model_ended(&failed_provider, model, *status, *latency_millis, 0.0, 0);
             }
             Event::Ended(ended) => self.ended(ended),
             Event::Foreign { at, id, usage } => {
@@ -87,8 +89,9 @@ impl State {
                 self.usage = self.usage.split_off(&up_to.saturating_add(1));
             }
             Event::Buried(letter) => self.bury((**letter).clone()),
-            Event::Replayed { at, letter, task } => {
-                if let Some(letter) = self.dead.get_mut(letter) {
+            Event::Replayed { at, letter: number, task, by } => {
+                self.note(*at, by, "dlq.replay", &number.to_string());
+                if let Some(letter) = self.dead.get_mut(number) {
                     letter.replayed_at = Some(*at);
                     self.totals.replayed += 1;
                 }
@@ -96,12 +99,13 @@ impl State {
                     self.begin(*at, spec.clone());
                 }
             }
-            Event::Purged { at, letters } => {
+            Event::Purged { at, letters, by } => {
                 for number in letters {
                     self.unbury(*number);
                 }
-                self.note(*at, "", "dlq.purge", &letters.len().to_string());
+                self.note(*at, by, "dlq.purge", &letters.len().to_string());
             }
+            Event::Noted { at, by, action, object } => self.note(*at, by, action, object),
             Event::PolicyPut { at, tenant, id, document, by } => {
                 let key = (tenant.clone(), id.clone());
                 let version = self.policies.get(&key).map_or(1, |stored| stored.version + 1);
@@ -311,6 +315,8 @@ impl State {
             queued,
             ended.at,
         );
+        let model = spec.model();
+        self.model_ended(&provider, model, ended.status, ended.latency_millis, ended.cost, queued);
         if let Some(reason) = &ended.buried {
             let code = ended.error_code.clone().unwrap_or_else(|| ended.status.as_str().to_owned());
             self.bury(DeadLetter {
@@ -367,19 +373,43 @@ impl State {
         }
     }
 
+    fn model_ended(
+        &mut self,
+        provider: &str,
+        model: Option<String>,
+        status: Status,
+        latency_millis: u64,
+        cost: f64,
+        queued_millis: u64,
+    ) {
+        let Some(model) = model.filter(|_| status != Status::Cancelled) else { return };
+        let key = (provider.to_owned(), model);
+        if self.models.len() >= self.bounds.providers_max && !self.models.contains_key(&key) {
+            return;
+        }
+        let succeeded = status == Status::Success;
+        self.models.entry(key).or_default().ended(succeeded, latency_millis, cost, queued_millis);
+    }
+
     fn bury(&mut self, mut letter: DeadLetter) {
         letter.number = self.next_letter;
         self.next_letter += 1;
         self.totals.buried += 1;
         self.dead_bytes += letter.weight();
+        if letter.task.is_none() {
+            self.refused.insert(letter.number);
+        }
         self.dead.insert(letter.number, letter);
         while self.dead.len() > self.bounds.dead_max || self.dead_bytes > self.bounds.dead_bytes_max {
-            let Some(oldest) = self.dead.keys().next().copied() else { break };
+            // What was refused at the door goes first: anybody can send more of it, and no job is lost with it.
+            let oldest = self.refused.first().or_else(|| self.dead.keys().next()).copied();
+            let Some(oldest) = oldest else { break };
             self.unbury(oldest);
         }
     }
 
     fn unbury(&mut self, number: u64) {
+        self.refused.remove(&number);
         if let Some(letter) = self.dead.remove(&number) {
             self.dead_bytes = self.dead_bytes.saturating_sub(letter.weight());
         }

@@ -74,10 +74,21 @@ pub enum Event {
         letter: u64,
         #[serde(default)]
         task: Option<TaskSpec>,
+        #[serde(default)]
+        by: String,
     },
     Purged {
         at: u64,
         letters: Vec<u64>,
+        #[serde(default)]
+        by: String,
+    },
+    /// An administrator did something that other events say the rest of.
+    Noted {
+        at: u64,
+        by: String,
+        action: String,
+        object: String,
     },
     PolicyPut {
         at: u64,
@@ -290,6 +301,7 @@ impl Event {
             | Self::UsageStored { .. }
             | Self::Buried(_)
             | Self::Purged { .. }
+            | Self::Noted { .. }
             | Self::PolicyPut { .. }
             | Self::PolicyDeleted { .. }
             | Self::TenantPut { .. }

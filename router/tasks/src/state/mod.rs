@@ -94,6 +94,9 @@ pub struct Figures {
     pub latency_millis: f64,
     pub cost: f64,
     pub queued_millis: f64,
+    /// Of all calls together.
+    #[serde(default)]
+    pub cost_total: f64,
 }
 
 impl Figures {
@@ -103,6 +106,7 @@ impl Figures {
             apply::bounded(if first { new } else { old + (new - old) / 8.0 })
         };
         self.calls += 1;
+        self.cost_total = apply::bounded(self.cost_total + cost);
         if !succeeded {
             self.failures += 1;
             return;
@@ -171,6 +175,9 @@ pub struct State {
     pub dead: BTreeMap<u64, DeadLetter>,
     #[serde(with = "pairs")]
     pub providers: BTreeMap<(String, String), Figures>,
+    /// The same by provider and model, of jobs that name one.
+    #[serde(default, with = "pairs")]
+    pub models: BTreeMap<(String, String), Figures>,
     #[serde(with = "pairs")]
     pub breakers: BTreeMap<(String, String), Breaker>,
     #[serde(with = "pairs")]
@@ -192,6 +199,9 @@ pub struct State {
     pub totals: Totals,
     open_bytes: usize,
     dead_bytes: usize,
+    /// Dead letters without a task.
+    #[serde(skip)]
+    refused: BTreeSet<u64>,
     #[serde(skip)]
     pub bounds: Bounds,
 }
@@ -270,6 +280,8 @@ impl State {
     pub fn from_bytes(raw: &[u8], bounds: Bounds) -> Result<Self, serde_json::Error> {
         let mut state: Self = serde_json::from_slice(raw)?;
         state.bounds = bounds;
+        state.refused =
+            state.dead.values().filter(|letter| letter.task.is_none()).map(|letter| letter.number).collect();
         for stored in state.policies.values_mut() {
             stored.parsed = Policy::parse(&stored.document).ok().map(Arc::new);
         }

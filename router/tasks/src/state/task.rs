@@ -6,11 +6,13 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::raw_json;
 use crate::replies::Decision;
 use crate::results::Status;
 
 /// Lines of a task's story that are kept.
 const STORY_MAX: usize = 32;
+const MODEL_BYTES_MAX: usize = 128;
 
 /// What was asked for; never changes.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -56,6 +58,17 @@ pub struct TaskSpec {
 }
 
 impl TaskSpec {
+    /// The model that the job asks for, where its context or its payload names one.
+    #[must_use]
+    pub fn model(&self) -> Option<String> {
+        let named = self.context.get("model").and_then(Value::as_str).map(str::to_owned);
+        let model = named.or_else(|| {
+            let raw = raw_json::member(self.payload.as_deref()?, "model")?;
+            serde_json::from_str::<String>(raw).ok()
+        })?;
+        (!model.is_empty() && model.len() <= MODEL_BYTES_MAX).then_some(model)
+    }
+
     /// About how many bytes it holds.
     #[must_use]
     pub fn weight(&self) -> usize {

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::event::{self, Decided, Ended, Event};
+use super::event::{self, DeadLetter, Decided, Ended, Event};
 use super::task::TaskSpec;
 use super::*;
 use crate::random::Random;
@@ -146,4 +146,23 @@ fn quotas_reserve_and_settle() {
     assert_eq!(used.exceeded(&quota, next_window, 0.0, false), None);
     used.reserved_cost = 1.0;
     assert_eq!(used.exceeded(&quota, next_window, 0.0, false), Some("cost"), "what is reserved stays so");
+}
+
+#[test]
+fn what_anybody_can_send_does_not_drive_out_dead_letters_of_jobs() {
+    let mut state = State::new(Bounds { dead_max: 10, ..Bounds::default() });
+    let letter = |with_job: bool| {
+        let task = with_job.then(TaskSpec::default);
+        Event::Buried(Box::new(DeadLetter { task, ..DeadLetter::default() }))
+    };
+    (0..5).for_each(|_| state.apply(&letter(true)));
+    (0..1_000).for_each(|_| state.apply(&letter(false)));
+    let jobs = |state: &State| state.dead.values().filter(|letter| letter.task.is_some()).count();
+    assert_eq!((jobs(&state), state.dead.len()), (5, 10));
+    let mut state = State::from_bytes(&state.to_bytes().unwrap(), state.bounds).unwrap();
+    (0..1_000).for_each(|_| state.apply(&letter(false)));
+    assert_eq!((jobs(&state), state.dead.len()), (5, 10));
+    (0..20).for_each(|_| state.apply(&letter(true)));
+    assert_eq!((jobs(&state), state.dead.len()), (10, 10), "then the oldest goes");
+    assert_eq!(*state.dead.keys().next().unwrap(), 2_016);
 }

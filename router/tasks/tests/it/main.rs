@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use beamlog_log::StdDisk;
+use beamlog_log::{Disk, SimDisk, StdDisk};
 use beamlog_router::api::request::{Request, Response};
 use beamlog_router::embed::PlainWire;
 use beamlog_router::interest::{Envelope, Offered, RouteCache, Subscriber};
@@ -63,8 +63,11 @@ struct Node {
 
 impl Node {
     fn start(folder: &Path, options: ServiceOptions) -> Self {
-        let router =
-            Router::open(folder, Arc::new(StdDisk), &RouterOptions::default(), Arc::new(PlainWire)).unwrap();
+        Self::start_on(Arc::new(StdDisk), folder, &RouterOptions::default(), options)
+    }
+
+    fn start_on(disk: Arc<dyn Disk>, folder: &Path, router: &RouterOptions, options: ServiceOptions) -> Self {
+        let router = Router::open(folder, disk, router, Arc::new(PlainWire)).unwrap();
         let service = Service::start(&router, options).unwrap();
         let client = Arc::new(Client { origin: 7, mail: Mutex::default(), came: Condvar::new() });
         for filter in ["_INBOX.me", "beamline.usage.v1.metered"] {
@@ -80,11 +83,11 @@ impl Node {
         self.router.close().unwrap();
     }
 
-    fn send(&self, subject: &str, body: &Value) {
+    fn send(&self, subject: &str, reply: &str, body: &Value) {
         let payload = body.to_string();
         let message = Envelope {
             subject: subject.as_bytes(),
-            reply: b"_INBOX.me",
+            reply: reply.as_bytes(),
             headers: b"",
             payload: payload.as_bytes(),
             origin: 7,
@@ -95,7 +98,7 @@ impl Node {
     }
 
     fn ask(&self, subject: &str, body: &Value) -> Value {
-        self.send(subject, body);
+        self.send(subject, "_INBOX.me", body);
         self.client.next("_INBOX.me")
     }
 
@@ -218,5 +221,81 @@ fn policies_are_put_by_the_program_too() {
     assert!(node.service.put_policy("acme", "default", json!({})).unwrap_err().contains("version"));
     assert_eq!(node.ask(DECIDE, &job("r-1"))["provider_id"], "mine");
     assert_eq!(node.service.stats().policies.max(1), 1);
+    node.stop();
+}
+
+/// No space: what is new is refused, what was decided is known, what workers say is kept, and when there is space again
+/// all goes on by itself.
+#[test]
+fn a_full_disk_degrades_what_must_be_stored_and_nothing_else() {
+    let disk = SimDisk::new();
+    // Segments of a simulation are small; messages are as large as ever.
+    let simulated = RouterOptions::for_simulation();
+    let options = RouterOptions { log: simulated.log, checkpoints: false, ..RouterOptions::default() };
+    let node =
+        Node::start_on(Arc::new(disk.clone()), Path::new("/data"), &options, ServiceOptions::default());
+    let wait = |what: &str, is_so: &mut dyn FnMut() -> bool| {
+        for _ in 0..1_500 {
+            if is_so() {
+                return;
+            }
+            // Whatever comes may be what it waits for; what is only counted is looked at again.
+            let mail = node.client.mail.lock().unwrap();
+            drop(node.client.came.wait_timeout(mail, Duration::from_millis(20)).unwrap());
+        }
+        panic!("not in time: {what}");
+    };
+    node.router.interest().subscribe(ASSIGN.as_bytes(), None, Arc::clone(&node.client) as _, 2).unwrap();
+    let first = node.ask(DECIDE, &job("first"));
+    let assignment = node.client.next(ASSIGN);
+    assert_eq!(assignment["request_id"], "first");
+
+    disk.limit_space(disk.used_space() + (70 << 10));
+    let mut decided = 0;
+    let refused = loop {
+        let answer = node.ask(DECIDE, &job(&format!("fill-{decided}")));
+        if answer["ok"] == false {
+            break answer;
+        }
+        decided += 1;
+        assert!(decided < 10_000, "a full disk shows");
+    };
+    assert_eq!(refused["error"]["code"], "internal", "{refused}");
+    // Told: what, why, and what suffers.
+    wait("the shortage is told", &mut || {
+        node.service.stats().degraded.iter().any(|row| row.cause == "the disk is full")
+    });
+    let told = node.admin("get_degraded", &json!({}));
+    assert_eq!(
+        (&told["degraded"][0]["part"], &told["degraded"][0]["state"]),
+        (&json!("log"), &json!("not_storing"))
+    );
+    let refused = node.ask(DECIDE, &job("new"));
+    assert!(refused["error"]["message"].as_str().unwrap().contains("the disk is full"), "{refused}");
+    let put = json!({"tenant_id": "acme", "rules": {"denied": true}});
+    assert_eq!(node.admin("upsert_tenant", &put)["error"]["code"], "UNAVAILABLE");
+    // What needs no space works.
+    assert_eq!(node.ask(DECIDE, &job("first"))["decision"], first["decision"]);
+    assert_eq!(node.admin("get_task", &json!({"task": "first"}))["task"]["phase"], "assigned");
+    // A worker is done meanwhile. It says so once.
+    node.send(RESULT, "", &result_of(&assignment));
+    wait("the result is held", &mut || node.service.stats().held == 1);
+    assert_eq!(node.admin("get_task", &json!({"task": "first"}))["task"]["phase"], "assigned");
+
+    let stats = node.service.stats();
+    assert!(stats.failed.is_some() && !stats.degraded.is_empty(), "answers do not hide it: {stats:?}");
+
+    disk.heal();
+    wait("the result counts", &mut || {
+        node.admin("get_task", &json!({"task": "first"}))["task"]["phase"] == "success"
+    });
+    assert_eq!(node.ask(DECIDE, &job("new"))["ok"], true);
+    wait("nothing is degraded", &mut || {
+        let stats = node.service.stats();
+        stats.failed.is_none() && stats.held == 0 && !stats.degraded.iter().any(|row| row.name == "BEAMLINE")
+    });
+    wait("its usage is stored, once", &mut || node.stored_usage() == 1);
+    let status = node.admin("get_checkpoint_status", &json!({}));
+    assert_eq!(status["totals"]["decisions"], decided + 2, "{status}");
     node.stop();
 }

@@ -47,7 +47,7 @@ impl Engine {
     }
 
     /// Begins the task of a dead letter anew, as a new task.
-    pub(super) fn replay_dlq(&mut self, now: u64, body: &Map<String, Value>) -> Answer {
+    pub(super) fn replay_dlq(&mut self, now: u64, body: &Map<String, Value>, by: &str) -> Answer {
         let numbers: Vec<u64> = if body.get("all") == Some(&Value::Bool(true)) {
             let reason = text(body, "reason").ok();
             self.state
@@ -79,7 +79,7 @@ impl Engine {
             let spec = TaskSpec { replay_of: Some(number), expires_at: None, ..spec.clone() };
             let subject = Arc::clone(&spec.subject);
             let task = self.state.next_task;
-            self.record(Event::Replayed { at: now, letter: number, task: Some(spec) });
+            self.record(Event::Replayed { at: now, letter: number, task: Some(spec), by: by.to_owned() });
             self.watch(&subject);
             self.due(now, task);
             tasks.push(task);
@@ -87,7 +87,7 @@ impl Engine {
         Ok(json!({"ok": true, "tasks": tasks}))
     }
 
-    pub(super) fn purge_dlq(&mut self, now: u64, body: &Map<String, Value>) -> Answer {
+    pub(super) fn purge_dlq(&mut self, now: u64, body: &Map<String, Value>, by: String) -> Answer {
         let letters: Vec<u64> = if body.get("all") == Some(&Value::Bool(true)) {
             let reason = text(body, "reason").ok();
             let wanted = |letter: &&DeadLetter| reason.is_none_or(|reason| letter.reason == reason);
@@ -97,7 +97,7 @@ impl Engine {
         };
         let count = letters.len();
         if count > 0 {
-            self.record(Event::Purged { at: now, letters });
+            self.record(Event::Purged { at: now, letters, by });
         }
         Ok(json!({"ok": true, "purged": count}))
     }

@@ -6,13 +6,30 @@ mod policies;
 mod tasks;
 mod tenants;
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 
 use super::{Engine, Message};
+use crate::state::Figures;
 
 /// Rows of one page.
 const PAGE_MAX: usize = 1_000;
 const PAGE: usize = 100;
+/// Requests that change something.
+const CHANGES: [&[u8]; 11] = [
+    b"upsert_policy",
+    b"delete_policy",
+    b"upsert_tenant",
+    b"delete_tenant",
+    b"unblock_tenant",
+    b"upsert_extension",
+    b"delete_extension",
+    b"cancel_task",
+    b"retry_task",
+    b"replay_dlq",
+    b"purge_dlq",
+];
 
 /// A refusal of an administrative request.
 struct Bad {
@@ -52,6 +69,12 @@ impl Engine {
                 return self.answer_admin(message, Err(refused));
             }
         };
+        if CHANGES.contains(&name)
+            && let Some(cause) = &self.unstored
+        {
+            let refused = bad("UNAVAILABLE", format!("the change could not be stored: {cause}"));
+            return self.answer_admin(message, Err(refused));
+        }
         let by = body
             .get("by")
             .and_then(Value::as_str)
@@ -75,15 +98,21 @@ impl Engine {
             b"delete_extension" => self.delete_extension(now, &body, by),
             b"list_tasks" => self.list_tasks(&body),
             b"get_task" => self.get_task(&body),
-            b"cancel_task" => self.cancel_task(now, &body),
-            b"retry_task" => self.retry_task(now, &body),
+            b"cancel_task" => self.cancel_task(now, &body, by),
+            b"retry_task" => self.retry_task(now, &body, by),
             b"list_dlq" => Ok(self.list_dlq(&body)),
             b"get_dlq" => self.get_dlq(&body),
-            b"replay_dlq" => self.replay_dlq(now, &body),
-            b"purge_dlq" => self.purge_dlq(now, &body),
+            b"replay_dlq" => self.replay_dlq(now, &body, &by),
+            b"purge_dlq" => self.purge_dlq(now, &body, by),
             b"list_workers" => Ok(self.list_workers()),
+            b"get_figures" => Ok(self.figures(&body)),
             b"get_audit" => Ok(json!({"ok": true, "audit": self.state.audit})),
             b"get_checkpoint_status" | b"cp_status" => Ok(self.status(now)),
+            b"get_degraded" => {
+                let degraded = self.degraded(now);
+                let state = if degraded.is_empty() { "serving" } else { "degraded" };
+                Ok(json!({"ok": true, "state": state, "degraded": degraded}))
+            }
             _ => Err(bad("NOT_FOUND", "there is no such administrative request")),
         };
         self.answer_admin(message, answer);
@@ -102,17 +131,27 @@ impl Engine {
             .breakers
             .iter()
             .map(|((tenant, provider), breaker)| {
-                let rules = self
-                    .find_policy(tenant, "default")
-                    .and_then(|(policy, _)| policy.breaker)
-                    .unwrap_or_default();
+                let cause = breaker.trouble().map(|(cause, _)| cause.as_str());
                 let view = json!({"tenant_id": tenant, "provider_id": provider,
-                    "state": breaker.state(&rules, now).as_str(), "failures": breaker.consecutive_failures(),
-                    "opened_times": breaker.opened_times()});
+                    "state": breaker.shown(now).as_str(), "failures": breaker.consecutive_failures(),
+                    "opened_times": breaker.opened_times(), "cause": cause});
                 (format!("{tenant}:{provider}"), view)
             })
             .collect();
         json!({"states": states})
+    }
+
+    /// How providers do, by tenant and by model: from the results of tasks.
+    fn figures(&self, body: &Map<String, Value>) -> Value {
+        let (offset, limit) = page(body);
+        let rows = |figures: &BTreeMap<(String, String), Figures>, names: [&str; 2]| -> Vec<Value> {
+            let some = figures.iter().skip(offset).take(limit);
+            some.map(|((first, second), figures)| figures_row(names, first, second, figures)).collect()
+        };
+        json!({"ok": true,
+            "providers": rows(&self.state.providers, ["tenant_id", "provider_id"]),
+            "models": rows(&self.state.models, ["provider_id", "model"]),
+            "total": self.state.providers.len().max(self.state.models.len())})
     }
 
     fn list_workers(&self) -> Value {
@@ -135,4 +174,20 @@ impl Engine {
             "open_tasks": self.state.open_count(), "dead_letters": self.state.dead.len(),
             "policies": self.state.policies.len(), "totals": self.state.totals})
     }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a rate")]
+fn figures_row(names: [&str; 2], first: &str, second: &str, figures: &Figures) -> Value {
+    let calls = figures.calls.max(1) as f64;
+    json!({
+        names[0]: first,
+        names[1]: second,
+        "calls": figures.calls,
+        "failures": figures.failures,
+        "success_rate": 1.0 - figures.failures as f64 / calls,
+        "latency_ms": figures.latency_millis,
+        "queued_ms": figures.queued_millis,
+        "cost": figures.cost,
+        "cost_total": figures.cost_total,
+    })
 }

@@ -130,6 +130,9 @@ impl Engine {
     ) -> Result<bool, String> {
         let body = json!({"tenant_id": tenant, "policy_id": id, "policy": document});
         let Value::Object(body) = body else { return Ok(false) };
+        if let Some(cause) = &self.unstored {
+            return Err(format!("the policy could not be stored: {cause}"));
+        }
         let answer = self.put_policy(now, &body, "a file".to_owned()).map_err(|refused| refused.message)?;
         Ok(answer["changed"] == true)
     }

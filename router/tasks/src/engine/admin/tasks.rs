@@ -11,7 +11,7 @@ use crate::state::event::Event;
 use crate::state::task::{Phase, Task};
 
 impl Engine {
-    /// A task by its number, an assignment id of it, or its request id.
+    /// A task by its number, an assignment id of it, its request id, or its run id: of several the newest.
     pub(super) fn find_task(&self, body: &Map<String, Value>) -> Result<&Task, Bad> {
         let number = body.get("task").and_then(Value::as_u64);
         let id = ["task", "id"].iter().find_map(|key| body.get(*key)?.as_str());
@@ -22,17 +22,24 @@ impl Engine {
             let id = id?;
             self.state.tasks.values().rev().find(|task| task.spec.request_id.as_deref() == Some(id))
         };
+        let by_run = || {
+            let id = id?;
+            self.state.tasks.values().rev().find(|task| task.spec.run_id.as_deref() == Some(id))
+        };
         by_number
             .or_else(by_request)
-            .ok_or_else(|| bad("NOT_FOUND", "no task with this number, assignment id or request id"))
+            .or_else(by_run)
+            .ok_or_else(|| bad("NOT_FOUND", "no task with this number, assignment id, request id or run id"))
     }
 
     pub(super) fn list_tasks(&self, body: &Map<String, Value>) -> Answer {
         let (offset, limit) = page(body);
         let tenant = text(body, "tenant_id").ok();
         let phase = text(body, "phase").ok();
+        let run = text(body, "run_id").ok();
         let matches = |task: &&Task| {
             tenant.is_none_or(|tenant| tenant == task.spec.tenant)
+                && run.is_none_or(|run| task.spec.run_id.as_deref() == Some(run))
                 && phase.is_none_or(|phase| match phase {
                     "open" => task.is_open(),
                     phase => phase == task.phase.as_str(),
@@ -88,18 +95,19 @@ impl Engine {
         Ok(json!({"ok": true, "task": shown}))
     }
 
-    pub(super) fn cancel_task(&mut self, now: u64, body: &Map<String, Value>) -> Answer {
+    pub(super) fn cancel_task(&mut self, now: u64, body: &Map<String, Value>, by: String) -> Answer {
         let task = self.find_task(body)?;
         if !task.is_open() {
             return Err(bad("FAILED_PRECONDITION", "the task has its result already"));
         }
         let number = task.number;
+        self.note(now, by, "task.cancel", number);
         self.end_by_router(now, number, Status::Cancelled, "CANCELLED", None);
         Ok(json!({"ok": true, "task": number}))
     }
 
     /// Gives an open task out again, to another worker if there is one.
-    pub(super) fn retry_task(&mut self, now: u64, body: &Map<String, Value>) -> Answer {
+    pub(super) fn retry_task(&mut self, now: u64, body: &Map<String, Value>, by: String) -> Answer {
         let task = self.find_task(body)?;
         let number = task.number;
         match &task.phase {
@@ -109,12 +117,14 @@ impl Engine {
             }
             Phase::Assigned { worker, .. } => {
                 let connection = worker.connection;
+                self.note(now, by, "task.retry", number);
                 self.pool.missed(number, connection);
                 self.take_back(now, number, "asked to be given out again");
                 Ok(json!({"ok": true, "task": number}))
             }
             Phase::Queued { due } => {
                 let (due, attempt) = (*due, task.attempt);
+                self.note(now, by, "task.retry", number);
                 self.timers.remove(&(due, Timer::Due(number)));
                 self.record(Event::Returned {
                     at: now,
@@ -128,5 +138,9 @@ impl Engine {
                 Ok(json!({"ok": true, "task": number}))
             }
         }
+    }
+
+    fn note(&mut self, now: u64, by: String, action: &str, task: u64) {
+        self.record(Event::Noted { at: now, by, action: action.to_owned(), object: task.to_string() });
     }
 }

@@ -111,3 +111,213 @@ fn control_commands_are_checked_and_mostly_not_there() {
     let inbox = reply["result"]["inbox_subject"].as_str().unwrap();
     assert!(inbox.starts_with("beamline.router.control.v1.events.inbox."));
 }
+
+#[test]
+fn control_commands_show_the_token_where_one_is_asked_for() {
+    let settings = Settings {
+        control_token: Some(settings::ControlToken("open-sesame".into())),
+        control_tenant: Some("acme".to_owned()),
+        ..Settings::default()
+    };
+    let mut scene = Scene::with(settings);
+    assert!(!format!("{:?}", scene.engine.settings).contains("sesame"));
+    let mut check = |headers: &str, token: Option<&str>, expected: &str| {
+        let body = json!({"version": "1", "request_id": "r", "trace_id": "x", "idempotency_key": "k", "token": token});
+        let (payload, headers) = (body.to_string(), format!("NATS/1.0\r\n{headers}\r\n"));
+        scene.published.clear();
+        let message = Message {
+            subject: b"beamline.router.control.v1.events.subscribe",
+            reply: b"inbox",
+            headers: headers.as_bytes(),
+            payload: payload.as_bytes(),
+            origin: 1,
+        };
+        scene.engine.handle(scene.now, Input::Message(message));
+        scene.collect();
+        assert_eq!(code(&scene.replied()), expected, "{headers} {token:?}");
+    };
+    check("", None, "unauthorized");
+    check("", Some("open-says-me"), "unauthorized");
+    check("", Some("open-sesame"), "none");
+    check("token: open-sesame\r\n", None, "none");
+    check("Authorization: Bearer open-sesame\r\n", None, "none");
+    check("token: wrong\r\n", Some("open-sesame"), "unauthorized");
+}
+
+/// Everything that section 1.3 of the contract names: how it comes about, its codes, and whether it is a dead letter.
+#[test]
+fn every_error_of_the_contract() {
+    let provider = json!([{"name": "a", "weight": 100}]);
+    let policies = [
+        ("nobody", json!({"version": "1.0", "providers": [{"name": "a", "weight": 0}]})),
+        (
+            "deep",
+            json!({"version": "1.0", "providers": provider, "pre":
+            (0..6).map(|n| json!({"id": format!("x{n}")})).collect::<Vec<_>>()}),
+        ),
+        (
+            "slow",
+            json!({"version": "1.0", "providers": provider,
+            "rate_limit": {"enabled": true, "requests_per_second": 1, "burst": 1}}),
+        ),
+        ("pre", json!({"version": "1.0", "providers": provider, "pre": [{"id": "x", "mode": "required"}]})),
+        ("known", json!({"version": "1.0", "providers": provider, "pre": [{"id": "k", "mode": "required"}]})),
+        ("post", json!({"version": "1.0", "providers": provider, "post": [{"id": "x", "mode": "required"}]})),
+        ("checked", json!({"version": "1.0", "providers": provider, "validators": [{"id": "v"}]})),
+    ];
+    let mut scene = Scene::with(Settings { open_tasks_max: 1, ..Settings::default() });
+    for (id, policy) in policies {
+        let put = json!({"tenant_id": "t", "policy_id": id, "policy": policy});
+        assert_eq!(scene.admin("upsert_policy", put)["ok"], true, "{id}");
+    }
+    scene.admin("upsert_extension", json!({"id": "k", "extension": {"type": "pre", "subject": "my.pre"}}));
+    for (tenant, rules) in [("no", json!({"denied": true})), ("used", json!({"quota": {"requests": 0}}))] {
+        scene.admin("upsert_tenant", json!({"tenant_id": tenant, "rules": rules}));
+    }
+    scene.request(DECIDE, json!({"tenant_id": "t", "request_id": "first", "policy_id": "slow"}));
+    scene.request(DECIDE, json!({"tenant_id": "t", "request_id": "k", "idempotency_key": "key"}));
+    scene.push("takes the only place");
+
+    /// What an extension does, if one is asked.
+    #[derive(Clone, Copy)]
+    enum Says {
+        Nothing,
+        Silence,
+        NobodyThere,
+        Rejection,
+        Rubbish,
+    }
+    let of =
+        |policy: &str| json!({"tenant_id": "t", "request_id": format!("r-{policy}"), "policy_id": policy});
+    /// What happens, the request, its extension; code, intake code, HTTP, gRPC.
+    type Row = (&'static str, Value, Says, &'static str, Option<&'static str>, u16, u8);
+    let table: [Row; 20] = [
+        (
+            "no JSON",
+            json!("text"),
+            Says::Nothing,
+            "invalid_request",
+            Some("SCHEMA_VALIDATION_FAILED"),
+            400,
+            3,
+        ),
+        (
+            "a field of the wrong type",
+            json!({"tenant_id": "t", "request_id": {}}),
+            Says::Nothing,
+            "invalid_request",
+            Some("SCHEMA_VALIDATION_FAILED"),
+            400,
+            3,
+        ),
+        (
+            "another version",
+            json!({"tenant_id": "t", "version": "2"}),
+            Says::Nothing,
+            "invalid_request",
+            Some("VERSION_UNSUPPORTED"),
+            400,
+            3,
+        ),
+        (
+            "no tenant",
+            json!({"request_id": "r"}),
+            Says::Nothing,
+            "invalid_request",
+            Some("CORRELATION_FIELDS_INVALID"),
+            400,
+            3,
+        ),
+        (
+            "a tenant that may not",
+            json!({"tenant_id": "no", "request_id": "r"}),
+            Says::Nothing,
+            "unauthorized",
+            Some("TENANT_FORBIDDEN"),
+            401,
+            16,
+        ),
+        (
+            "a key of another request",
+            json!({"tenant_id": "t", "request_id": "k", "idempotency_key": "key", "payload": 1}),
+            Says::Nothing,
+            "invalid_request",
+            Some("IDEMPOTENCY_VIOLATION"),
+            400,
+            3,
+        ),
+        ("no such policy", of("none"), Says::Nothing, "policy_not_found", None, 404, 5),
+        ("no provider", of("nobody"), Says::Nothing, "decision_failed", None, 500, 13),
+        ("a pipeline that is too deep", of("deep"), Says::Nothing, "decision_failed", None, 500, 13),
+        ("too many requests", of("slow"), Says::Nothing, "rate_limit_exceeded", None, 429, 8),
+        (
+            "a used quota",
+            json!({"tenant_id": "used", "request_id": "r"}),
+            Says::Nothing,
+            "quota_exceeded",
+            None,
+            429,
+            8,
+        ),
+        (
+            "no place for a task",
+            job("one more", json!({})),
+            Says::Nothing,
+            "service_overloaded",
+            None,
+            503,
+            14,
+        ),
+        ("an unknown extension", of("pre"), Says::NobodyThere, "extension_not_found", None, 404, 5),
+        (
+            "an extension without a service",
+            of("known"),
+            Says::NobodyThere,
+            "extension_unavailable",
+            None,
+            503,
+            14,
+        ),
+        ("an extension that is silent", of("known"), Says::Silence, "extension_timeout", None, 504, 4),
+        ("an extension that answers nonsense", of("known"), Says::Rubbish, "extension_error", None, 500, 13),
+        ("a post-processor that fails", of("post"), Says::Rubbish, "post_processor_failed", None, 500, 13),
+        ("a validator that rejects", of("checked"), Says::Rejection, "validator_blocked", None, 403, 7),
+        ("a validator that is silent", of("checked"), Says::Silence, "extension_timeout", None, 504, 4),
+        ("a log that takes nothing", of("default"), Says::Nothing, "internal", None, 500, 13),
+    ];
+    for (what, body, says, expected, intake, http, grpc) in table {
+        if expected == "internal" {
+            scene.engine.set_unstored(scene.now, Some("the disk is full".to_owned()));
+        }
+        let letters = scene.engine.state().dead.len();
+        scene.published.clear();
+        scene.send(DECIDE, 1, &body);
+        let token = scene.asked.last().map(|(token, ..)| *token).unwrap_or_default();
+        let answer = match says {
+            Says::Nothing => None,
+            Says::Silence => {
+                scene.wait(5_000);
+                None
+            }
+            Says::NobodyThere => Some(Input::Unheard { token }),
+            Says::Rejection => {
+                Some(Input::Answer { token, headers: b"", payload: br#"{"status":"reject","reason":"no"}"# })
+            }
+            Says::Rubbish => Some(Input::Answer { token, headers: b"", payload: b"nonsense" }),
+        };
+        if let Some(answer) = answer {
+            scene.engine.handle(scene.now, answer);
+            scene.collect();
+        }
+        let reply = scene.replied();
+        assert_eq!((code(&reply), &reply["ok"]), (expected, &json!(false)), "{what}: {reply}");
+        assert_eq!(reply["error"]["intake_error_code"].as_str(), intake, "{what}");
+        let known = crate::codes::Code::ALL.into_iter().find(|known| known.as_str() == expected).unwrap();
+        assert_eq!((known.http(), known.grpc()), (http, grpc), "{what}");
+        // The first four of the contract's intake errors are kept; the others are not.
+        let is_kept = intake.is_some_and(|intake| intake != "IDEMPOTENCY_VIOLATION");
+        assert_eq!(scene.engine.state().dead.len() - letters, usize::from(is_kept), "{what}");
+        let told = scene.published.iter().filter(|(to, _)| to == "beamline.router.v1.decide.dlq").count();
+        assert_eq!(told, usize::from(is_kept), "{what}");
+    }
+}

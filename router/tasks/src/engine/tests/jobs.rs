@@ -227,3 +227,56 @@ fn a_full_queue_sheds_what_expires_first_and_then_refuses() {
     assert_eq!(scene.push("4")["ok"], true);
     assert_eq!(code(&scene.push("5")), "service_overloaded");
 }
+
+#[test]
+fn a_job_for_workers_that_pull_counts_as_given_when_its_stream_has_it() {
+    let mut scene = Scene::new();
+    scene.captured = true;
+    scene.tell();
+    scene.push("r");
+    let (task, id) = scene.kept[0].clone();
+    let phase = |scene: &mut Scene| scene.admin("get_task", json!({"task": 1}))["task"]["phase"].clone();
+    assert_eq!(phase(&mut scene), "queued", "it is nowhere yet");
+    // The node dies before it hears of it: the same id again, which the stream knows if it had it.
+    let mut scene = scene.restart();
+    scene.kept.clear();
+    scene.tell();
+    scene.wait(0);
+    assert_eq!(scene.kept, [(task, id)]);
+    // The stream refuses it, and is asked again later; meanwhile nobody else puts it there.
+    scene.engine.handle(scene.now, Input::Kept { task, stored: false });
+    scene.collect();
+    assert_eq!(scene.kept.len(), 1);
+    scene.wait(1_000);
+    assert_eq!(scene.kept.len(), 2);
+    scene.admin("retry_task", json!({"task": 1}));
+    assert_eq!(scene.kept.len(), 2, "it is on its way");
+    scene.engine.handle(scene.now, Input::Kept { task, stored: true });
+    scene.collect();
+    assert_eq!(phase(&mut scene), "assigned");
+    scene.wait(600_000);
+    assert_eq!(
+        (scene.kept.len(), scene.offered.len()),
+        (2, 0),
+        "delivering it again is the consumer's business"
+    );
+    let assignment = json!({"assignment_id": scene.kept[1].1});
+    scene.finish(&assignment, "success");
+    assert_eq!(phase(&mut scene), "success");
+    assert_eq!(scene.usage().len(), 1);
+}
+
+#[test]
+fn a_run_is_found_with_all_its_tasks() {
+    let mut scene = Scene::new();
+    for id in ["a", "b", "c"] {
+        let mut body = job(id, json!({}));
+        if id != "c" {
+            body["run_id"] = "run-1".into();
+        }
+        scene.request(DECIDE, body);
+    }
+    assert_eq!(scene.admin("list_tasks", json!({"run_id": "run-1"}))["total"], 2);
+    let newest = scene.admin("get_task", json!({"task": "run-1"}));
+    assert_eq!(newest["task"]["request_id"], "b");
+}

@@ -1,6 +1,7 @@
 //! The engine as its clients see it: messages in, messages out.
 
 mod decisions;
+mod degraded;
 mod extensions;
 mod jobs;
 mod policies;
@@ -22,6 +23,9 @@ struct Scene {
     offered: Vec<(u64, Value)>,
     asked: Vec<(u64, String, Value)>,
     members: Vec<Member>,
+    /// Jobs on their way into a stream: task and id.
+    kept: Vec<(u64, String)>,
+    captured: bool,
 }
 
 impl Scene {
@@ -39,6 +43,8 @@ impl Scene {
             offered: Vec::new(),
             asked: Vec::new(),
             members: Vec::new(),
+            kept: Vec::new(),
+            captured: false,
         };
         scene.collect();
         scene
@@ -70,6 +76,10 @@ impl Scene {
                 }
                 Effect::Offer { entry, payload, .. } => {
                     self.offered.push((entry, serde_json::from_slice(&payload).unwrap()));
+                }
+                Effect::Keep { task, payload, .. } => {
+                    let body: Value = serde_json::from_slice(&payload).unwrap();
+                    self.kept.push((task, body["assignment_id"].as_str().unwrap().to_owned()));
                 }
                 Effect::Watch { .. } => {}
             }
@@ -125,8 +135,8 @@ impl Scene {
     }
 
     fn tell(&mut self) {
-        let members = self.members.clone();
-        self.engine.handle(self.now, Input::Members { subject: ASSIGN.into(), members, captured: false });
+        let (members, captured) = (self.members.clone(), self.captured);
+        self.engine.handle(self.now, Input::Members { subject: ASSIGN.into(), members, captured });
         self.collect();
     }
 

@@ -86,3 +86,27 @@ fn failures_open_the_breaker_and_the_fallback_takes_over() {
     scene.now += 2_000;
     assert_eq!(scene.push("t")["provider_id"], "a", "half-open lets one through");
 }
+
+#[test]
+fn figures_are_told_by_provider_and_by_model() {
+    let mut scene = Scene::new();
+    let policy = json!({"version": "1.0", "providers": [{"name": "a", "weight": 100}]});
+    scene.admin("upsert_policy", json!({"tenant_id": "acme", "policy_id": "default", "policy": policy}));
+    for (n, status) in ["success", "success", "success", "error"].into_iter().enumerate() {
+        scene.worker(n as u64 + 1);
+        let mut body = job(&format!("r{n}"), json!({"retry": {"max_attempts": 1}}));
+        body["task"]["payload"] = json!({"model": "large", "prompt": "x"});
+        scene.request(DECIDE, body);
+        let assignment = scene.offered.last().unwrap().1.clone();
+        scene.finish(&assignment, status);
+    }
+    let mut scene = scene.restart();
+    let figures = scene.admin("get_figures", json!({}));
+    let (provider, model) = (&figures["providers"][0], &figures["models"][0]);
+    assert_eq!((&provider["tenant_id"], &provider["provider_id"]), (&json!("acme"), &json!("a")));
+    assert_eq!((&model["provider_id"], &model["model"]), (&json!("a"), &json!("large")));
+    for row in [provider, model] {
+        assert_eq!((&row["calls"], &row["success_rate"]), (&json!(4), &json!(0.75)), "{row}");
+        assert_eq!((&row["latency_ms"], &row["cost_total"]), (&json!(40.0), &json!(2.0)), "{row}");
+    }
+}
