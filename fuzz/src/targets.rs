@@ -32,6 +32,7 @@ targets! {
     cell_plan,
     client_lines,
     decide_request,
+    edge_token,
     envelope,
     frame,
     gateway_body,

@@ -22,7 +22,7 @@ const NO_CALLS: u16 = 2;
 /// Says whether an edge of this name may come in.
 pub type Admission = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
-/// The outgoing end of an edge, for all hubs that know one certificate. Clones are the same.
+/// The outgoing end of an edge, for all hubs that know one certificate or token. Clones are the same.
 #[derive(Clone, Debug)]
 pub struct Edge(Transport);
 
@@ -30,7 +30,7 @@ impl Edge {
     /// Takes a UDP port. Within a tokio runtime.
     ///
     /// # Errors
-    /// There is no port, or the certificate is not that of an edge.
+    /// There is no port, or the certificate is not that of an edge. One with a token is.
     pub fn start(id: PeerId, certificates: Certificates) -> Result<Self, BindError> {
         let bind =
             |listen: SocketAddr| Transport::bind(options(Kind::Edge, listen, id), certificates.clone());
@@ -63,7 +63,7 @@ impl Edge {
         self.0.rebind(listen)
     }
 
-    /// The certificate that hubs are shown.
+    /// The certificate that hubs are shown, or whose token.
     #[must_use]
     pub fn certificates(&self) -> CertificateStatus {
         self.0.certificates().status()

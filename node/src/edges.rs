@@ -1,5 +1,5 @@
-//! Both ends of links over QUIC. At an edge: the transport that links dial hubs with, one for each folder of
-//! certificates. At a hub: the listener, and what each edge that comes may do. Here the transport, which knows
+//! Both ends of links over QUIC. At an edge: the transport that links dial hubs with, one for each certificate
+//! or token. At a hub: the listener, and what each edge that comes may do. Here the transport, which knows
 //! nothing of NATS, meets the endpoint, which knows nothing of QUIC.
 
 use std::collections::BTreeMap;
@@ -11,9 +11,12 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use beamlog_nats::link::hub::{self, Hubs, NoTunnel};
+use beamlog_nats::link::hub::{self, Hubs, NoTunnel, Pass};
+use beamlog_nats::link::rules::Secret;
 use beamlog_nats::{Grant, Guest, Server};
-use beamlog_net::certificates::{CertificateFiles, CertificateStatus, Certificates, LoadError};
+use beamlog_net::certificates::{
+    CertificateFiles, CertificateStatus, Certificates, InvalidToken, LoadError, Token, TokenSource,
+};
 use beamlog_net::edge::{Edge, Hub, in_words};
 use beamlog_net::peer::{BoxFuture, Introduction, PeerId};
 use beamlog_net::transport::{BindError, Tunnel, TunnelHandler, Urgency};
@@ -31,7 +34,7 @@ pub struct HubOptions {
     /// Folder with this node's certificate and its authority, as `beamlog cert node` writes it.
     pub certificates: PathBuf,
     /// Which edges may come, and what each may do; `None` is whatever clients may. Empty: every edge with a
-    /// certificate of the authority.
+    /// certificate of the authority, or with a token of the folder.
     pub edges: BTreeMap<String, Option<Grant>>,
 }
 
@@ -61,6 +64,37 @@ impl HubError {
 /// Reads a folder of certificates.
 pub(crate) fn load(folder: &Path) -> Result<Certificates, LoadError> {
     Certificates::load(CertificateFiles::in_directory(folder))
+}
+
+/// What an edge cannot show.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PassError {
+    #[error(transparent)]
+    Files(#[from] LoadError),
+    #[error("the variable of token_env")]
+    Token(#[from] InvalidToken),
+}
+
+/// Reads what an edge shows a hub.
+pub(crate) fn load_pass(pass: &Pass) -> Result<Certificates, PassError> {
+    let (token, authorities) = match pass {
+        Pass::Certificates(folder) => return Ok(load(folder)?),
+        Pass::Token { token, authorities } => (token, authorities.clone()),
+    };
+    let source = match token {
+        Secret::File(path) => TokenSource::File(path.clone()),
+        Secret::Value(text) => TokenSource::Value(Token::parse(text)?),
+    };
+    Ok(Certificates::load(CertificateFiles::with_token(source, authorities))?)
+}
+
+/// The file or folder by which people know a pass.
+fn place(pass: &Pass) -> &Path {
+    match pass {
+        Pass::Certificates(folder) => folder,
+        Pass::Token { token: Secret::File(path), .. } => path,
+        Pass::Token { token: Secret::Value(_), authorities } => authorities,
+    }
 }
 
 /// Lets edges in.
@@ -118,8 +152,8 @@ pub(crate) struct EdgeDialer(Arc<Dialer>);
 #[derive(Debug)]
 struct Dialer {
     me: PeerId,
-    /// By folder of certificates. As many as links ever named.
-    edges: Mutex<BTreeMap<PathBuf, Known>>,
+    /// By what they show. As many as links ever named.
+    edges: Mutex<BTreeMap<Pass, Known>>,
 }
 
 #[derive(Debug)]
@@ -129,10 +163,10 @@ struct Known {
     used: Weak<Use>,
 }
 
-/// Held by each tunnel over the edge of a folder.
+/// Held by each tunnel over the edge of a pass.
 #[derive(Debug)]
 struct Use {
-    folder: PathBuf,
+    pass: Pass,
     dialer: Weak<Dialer>,
     /// Tunnels may be dropped anywhere.
     runtime: tokio::runtime::Handle,
@@ -140,11 +174,11 @@ struct Use {
 
 impl Drop for Use {
     fn drop(&mut self) {
-        let (folder, dialer) = (std::mem::take(&mut self.folder), Weak::clone(&self.dialer));
+        let (pass, dialer) = (self.pass.clone(), Weak::clone(&self.dialer));
         drop(self.runtime.spawn(async move {
             tokio::time::sleep(UNUSED_MAX).await;
             if let Some(dialer) = dialer.upgrade() {
-                dialer.end_unused(&folder).await;
+                dialer.end_unused(&pass).await;
             }
         }));
     }
@@ -167,32 +201,32 @@ impl AsyncRead for Used {
 }
 
 impl Dialer {
-    async fn edge(self: &Arc<Self>, folder: &Path) -> Result<(Edge, Arc<Use>), NoTunnel> {
+    async fn edge(self: &Arc<Self>, pass: &Pass) -> Result<(Edge, Arc<Use>), NoTunnel> {
         let mut edges = self.edges.lock().await;
         let fresh = || {
             let (dialer, runtime) = (Arc::downgrade(self), tokio::runtime::Handle::current());
-            Arc::new(Use { folder: folder.to_owned(), dialer, runtime })
+            Arc::new(Use { pass: pass.clone(), dialer, runtime })
         };
-        if let Some(known) = edges.get_mut(folder) {
+        if let Some(known) = edges.get_mut(pass) {
             let used = known.used.upgrade().unwrap_or_else(fresh);
             known.used = Arc::downgrade(&used);
             return Ok((known.edge.clone(), used));
         }
-        let told =
-            |error: &dyn std::error::Error| NoTunnel(format!("{}: {}", folder.display(), err_chain(error)));
-        let read = folder.to_owned();
-        let loaded = tokio::task::spawn_blocking(move || load(&read)).await;
+        let place = place(pass).display();
+        let told = |error: &dyn std::error::Error| NoTunnel(format!("{place}: {}", err_chain(error)));
+        let read = pass.clone();
+        let loaded = tokio::task::spawn_blocking(move || load_pass(&read)).await;
         let certificates = loaded.map_err(|error| told(&error))?.map_err(|error| told(&error))?;
         let edge = Edge::start(self.me, certificates).map_err(|error| told(&error))?;
         let used = fresh();
-        edges.insert(folder.to_owned(), Known { edge: edge.clone(), used: Arc::downgrade(&used) });
+        edges.insert(pass.clone(), Known { edge: edge.clone(), used: Arc::downgrade(&used) });
         Ok((edge, used))
     }
 
-    async fn end_unused(&self, folder: &Path) {
+    async fn end_unused(&self, pass: &Pass) {
         let mut edges = self.edges.lock().await;
-        let is_unused = edges.get(folder).is_some_and(|known| known.used.strong_count() == 0);
-        let ended = is_unused.then(|| edges.remove(folder)).flatten();
+        let is_unused = edges.get(pass).is_some_and(|known| known.used.strong_count() == 0);
+        let ended = is_unused.then(|| edges.remove(pass)).flatten();
         drop(edges);
         // Whoever dials in this moment is refused once, and tries again.
         if let Some(known) = ended {
@@ -206,10 +240,10 @@ impl EdgeDialer {
         Self(Arc::new(Dialer { me, edges: Mutex::default() }))
     }
 
-    /// The certificates that hubs were shown, by folder.
+    /// What hubs were shown, by file or folder.
     pub(crate) async fn certificates(&self) -> Vec<(PathBuf, CertificateStatus)> {
         let edges = self.0.edges.lock().await;
-        edges.iter().map(|(folder, known)| (folder.clone(), known.edge.certificates())).collect()
+        edges.iter().map(|(pass, known)| (place(pass).to_owned(), known.edge.certificates())).collect()
     }
 
     /// Says good-bye to all hubs.
@@ -224,7 +258,7 @@ impl EdgeDialer {
 impl Hubs for EdgeDialer {
     fn tunnel<'a>(
         &'a self,
-        certificates: &'a Path,
+        pass: &'a Pass,
         address: &'a str,
         urgency: hub::Urgency,
     ) -> Pin<Box<dyn Future<Output = Result<hub::Tunnel, NoTunnel>> + Send + 'a>> {
@@ -233,7 +267,7 @@ impl Hubs for EdgeDialer {
             hub::Urgency::Express => Urgency::Express,
         };
         Box::pin(async move {
-            let (edge, used) = self.0.edge(certificates).await?;
+            let (edge, used) = self.0.edge(pass).await?;
             let tunnel = edge.tunnel(address, urgency).await.map_err(|error| NoTunnel(in_words(&error)))?;
             let hub::Tunnel { reader, writer } = halves(tunnel);
             Ok(hub::Tunnel { reader: Box::new(Used { reader, _used: used }), writer })

@@ -265,7 +265,7 @@ impl NodeLinks {
         shown
     }
 
-    /// The certificates that hubs were shown, by folder.
+    /// What hubs were shown, by file or folder.
     pub(crate) async fn certificates(&self) -> Vec<(PathBuf, CertificateStatus)> {
         self.dialer.certificates().await
     }

@@ -10,7 +10,7 @@ use thiserror::Error;
 use tokio::sync::{broadcast, watch};
 
 use super::hub::{self, Loopback, LoopbackError, NoTunnel, SharedHubs, Urgency};
-use super::rules::{Credentials, LinkConfig, LinkKind, Secret};
+use super::rules::{Credentials, LinkConfig, LinkKind, LinkTls, Secret};
 
 /// How long connecting to one address may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -169,13 +169,14 @@ async fn connect_to(
     let (lose, lost) = watch::channel(false);
     let lose = Arc::new(lose);
     let told = Arc::new(Told::default());
-    let (identity, url) = match LinkKind::of_url(&address.url) {
+    let (identity, url, tls) = match LinkKind::of_url(&address.url) {
         Some(LinkKind::Beamlog) => {
             let loopback = to_hub(config, address, hubs, urgency, &told).await?;
-            (Identity::Token(loopback.token), format!("nats://{}", loopback.address))
+            // TLS is between this node and the hub, and not on the way to the loopback.
+            (Identity::Token(loopback.token), format!("nats://{}", loopback.address), LinkTls::default())
         }
         Some(LinkKind::Nats) | None => {
-            (Identity::read(&config.credentials, address).await?, address.url.clone())
+            (Identity::read(&config.credentials, address).await?, address.url.clone(), config.tls.clone())
         }
     };
     let events = Arc::clone(&told);
@@ -216,17 +217,17 @@ async fn connect_to(
             }
         }
     });
-    if config.tls.required {
+    if tls.required {
         options = options.require_tls(true);
     }
-    if config.tls.first {
+    if tls.first {
         options = options.tls_first();
     }
-    if let Some(file) = &config.tls.ca_file {
-        options = options.add_root_certificates(file.clone());
+    if let Some(file) = tls.ca_file {
+        options = options.add_root_certificates(file);
     }
-    if let (Some(certificate), Some(key)) = (&config.tls.cert_file, &config.tls.key_file) {
-        options = options.add_client_certificate(certificate.clone(), key.clone());
+    if let (Some(certificate), Some(key)) = (tls.cert_file, tls.key_file) {
+        options = options.add_client_certificate(certificate, key);
     }
     let client = options.connect(url.as_str()).await.map_err(|error| match error.kind() {
         ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
@@ -265,9 +266,9 @@ async fn to_hub(
     let server = || address.url.clone();
     let unusable = ConnectError::Unusable;
     let hubs = hubs.as_ref().ok_or(unusable("quic:// without a transport"))?;
-    let certificates = config.certificates.as_ref().ok_or(unusable("quic:// without certificates"))?;
+    let pass = config.pass().ok_or(unusable("quic:// without certificates or token"))?;
     let at = hub::address_of(&address.url).ok_or(unusable("the address of the hub"))?;
-    let tunnel = hubs.tunnel(certificates, at, urgency).await;
+    let tunnel = hubs.tunnel(&pass, at, urgency).await;
     let tunnel = tunnel.map_err(|source| ConnectError::Tunnel { server: server(), source })?;
     let told = Arc::clone(told);
     let ended = move |cause: String| {

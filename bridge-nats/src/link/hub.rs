@@ -9,7 +9,7 @@
 use std::future::Future;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::rules::Secret;
 use crate::server::fresh_server_id;
 use crate::session::ConnectOptions;
 
@@ -55,6 +56,15 @@ impl std::fmt::Debug for Tunnel {
     }
 }
 
+/// By what a hub knows an edge, and the edge its hub.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Pass {
+    /// The folder with the edge's certificate and its authority's.
+    Certificates(PathBuf),
+    /// A token, and the file with the authorities that may have signed a hub's certificate.
+    Token { token: Secret, authorities: PathBuf },
+}
+
 /// There is no tunnel; why, for people.
 #[derive(Clone, Debug, Eq, Error, PartialEq)]
 #[error("{0}")]
@@ -62,12 +72,12 @@ pub struct NoTunnel(pub String);
 
 /// Digs tunnels to hubs.
 pub trait Hubs: Send + Sync {
-    /// A tunnel to the hub at `address` (`host:port`), shown the certificate in this folder.
+    /// A tunnel to the hub at `address` (`host:port`), which is shown this pass.
     ///
     /// *Cancel safety*: may be dropped.
     fn tunnel<'a>(
         &'a self,
-        certificates: &'a Path,
+        pass: &'a Pass,
         address: &'a str,
         urgency: Urgency,
     ) -> Pin<Box<dyn Future<Output = Result<Tunnel, NoTunnel>> + Send + 'a>>;

@@ -8,7 +8,7 @@ use beamlog_router::stream::SubjectMapping;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::hub;
+use super::hub::{self, Pass};
 
 /// Rules of one link, of all kinds together.
 pub const RULES_MAX: usize = 256;
@@ -26,7 +26,7 @@ pub struct LinkConfig {
     #[serde(skip_serializing_if = "Credentials::is_none")]
     pub credentials: Credentials,
     pub tls: LinkTls,
-    /// Of a hub: the folder with this edge's certificate and its authority's.
+    /// Of a hub: the folder with this edge's certificate and its authority's. Else a token, and `tls.ca_file`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub certificates: Option<PathBuf>,
     /// The JetStream domain there.
@@ -68,7 +68,7 @@ impl LinkKind {
 }
 
 /// A secret, or the file that holds it. A file is read again at every connection.
-#[derive(Clone, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Secret {
     Value(String),
@@ -309,6 +309,20 @@ pub struct RuleError {
 }
 
 impl LinkConfig {
+    /// What a hub is shown; `None` where that is not said, or said in two ways.
+    #[must_use]
+    pub fn pass(&self) -> Option<Pass> {
+        let LinkTls { required: _, first, ca_file, cert_file, key_file } = &self.tls;
+        let has_keys = *first || cert_file.is_some() || key_file.is_some();
+        match (&self.certificates, &self.credentials, ca_file) {
+            (Some(folder), Credentials::None, None) if !has_keys => Some(Pass::Certificates(folder.clone())),
+            (None, Credentials::Token(token), Some(authorities)) if !has_keys => {
+                Some(Pass::Token { token: token.clone(), authorities: authorities.clone() })
+            }
+            _ => None,
+        }
+    }
+
     /// Whether the bucket of a rule comes back by one of the others.
     fn is_pair(&self, rule: &RuleConfig, others: &[RuleConfig]) -> bool {
         let target = |rule: &RuleConfig| rule.target.clone().or_else(|| rule.bucket.clone());
@@ -347,25 +361,16 @@ impl LinkConfig {
                 refuse(format!("urls[{at}]"), "a link is either to NATS or to a Beamlog hub".into());
             }
         }
-        match (kind, &self.certificates) {
-            (Some(LinkKind::Beamlog), None) => {
-                refuse("certificates".into(), "is needed for quic:// URLs".into());
+        match kind {
+            Some(LinkKind::Beamlog) if self.pass().is_none() => {
+                let problem = "a hub knows an edge by its certificate, or by a token and nothing else";
+                refuse("certificates".into(), problem.into());
             }
-            (Some(LinkKind::Nats), Some(_)) => {
-                refuse(
-                    "certificates".into(),
-                    "is for quic:// URLs only; TLS to NATS has keys of its own".into(),
-                );
+            Some(LinkKind::Nats) if self.certificates.is_some() => {
+                let problem = "is for quic:// URLs only; TLS to NATS has keys of its own";
+                refuse("certificates".into(), problem.into());
             }
-            (Some(LinkKind::Beamlog), Some(_)) => {
-                if !self.credentials.is_none() || self.tls != LinkTls::default() {
-                    refuse(
-                        "credentials".into(),
-                        "a hub knows an edge by its certificate and by nothing else".into(),
-                    );
-                }
-            }
-            (Some(LinkKind::Nats), None) | (None, _) => {}
+            Some(LinkKind::Beamlog | LinkKind::Nats) | None => {}
         }
         if self.import.len() + self.export.len() + self.requests.len() > RULES_MAX {
             refuse("rules".into(), format!("must be at most {RULES_MAX}"));

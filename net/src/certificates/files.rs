@@ -11,6 +11,10 @@ pub const IDENTITY_FILE: &str = "node.pem";
 /// The authorities that are believed; two while one replaces the other.
 pub const ROOTS_FILE: &str = "roots.pem";
 pub const REVOKED_FILE: &str = "revoked";
+/// The token of an edge that has no certificate.
+pub const TOKEN_FILE: &str = "token";
+/// What a hub knows of the tokens of its edges.
+pub const TOKENS_FILE: &str = "tokens";
 /// Certificate and key of the authority. Not needed where nodes run.
 pub const AUTHORITY_FILE: &str = "ca.pem";
 

@@ -14,9 +14,12 @@ use rustls_pki_types::{PrivateKeyDer, UnixTime};
 use tracing::{info, warn};
 
 use super::certificate::{Certificate, CertificateError, certificates_of_pem};
-use super::files::{FileError, IDENTITY_FILE, REVOKED_FILE, ROOTS_FILE, Stamp, read_bounded, read_secret};
+use super::files::{
+    FileError, IDENTITY_FILE, REVOKED_FILE, ROOTS_FILE, Stamp, TOKENS_FILE, read_bounded, read_secret,
+};
 use super::identity::Identity;
 use super::revoked::{InvalidRevocations, Revocations};
+use super::tokens::{InvalidToken, InvalidTokens, NoRandomness, Token, Tokens};
 use super::verify::{TlsConfigs, Verifier};
 
 /// What failed to load is tried again this often, even when no file changed.
@@ -26,12 +29,43 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Where the certificates of a node are.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct CertificateFiles {
-    pub certificate: PathBuf,
-    /// May be the same file.
-    pub key: PathBuf,
+    pub own: Own,
     pub roots: PathBuf,
     /// Need not exist.
     pub revoked: PathBuf,
+}
+
+/// What a node shows of itself.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Own {
+    Certificate {
+        certificate: PathBuf,
+        /// May be the same file.
+        key: PathBuf,
+        /// Tokens of edges that this node takes as a hub. Need not exist.
+        tokens: PathBuf,
+    },
+    /// Of an edge.
+    Token(TokenSource),
+}
+
+/// Where a token is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum TokenSource {
+    /// One line. Read again when it changes.
+    File(PathBuf),
+    Value(Token),
+}
+
+/// A token for an edge, of the system's randomness.
+///
+/// # Errors
+/// There is none.
+///
+/// # Panics
+/// The identity is not that of an edge.
+pub fn new_token(identity: Identity) -> Result<Token, NoRandomness> {
+    Token::make(identity, ring::default_provider().secure_random)
 }
 
 impl CertificateFiles {
@@ -39,15 +73,33 @@ impl CertificateFiles {
     #[must_use]
     pub fn in_directory(directory: &Path) -> Self {
         Self {
-            certificate: directory.join(IDENTITY_FILE),
-            key: directory.join(IDENTITY_FILE),
+            own: Own::Certificate {
+                certificate: directory.join(IDENTITY_FILE),
+                key: directory.join(IDENTITY_FILE),
+                tokens: directory.join(TOKENS_FILE),
+            },
             roots: directory.join(ROOTS_FILE),
             revoked: directory.join(REVOKED_FILE),
         }
     }
 
-    fn stamps(&self) -> [Option<Stamp>; 4] {
-        [&self.certificate, &self.key, &self.roots, &self.revoked].map(|path| Stamp::of(path))
+    /// Of an edge without a certificate: its token, and who may be its hub. A list of the revoked may lie beside
+    /// the authorities.
+    #[must_use]
+    pub fn with_token(token: TokenSource, roots: PathBuf) -> Self {
+        Self { own: Own::Token(token), revoked: roots.with_file_name(REVOKED_FILE), roots }
+    }
+
+    fn stamps(&self) -> [Option<Stamp>; 5] {
+        let own = match &self.own {
+            Own::Certificate { certificate, key, tokens } => {
+                [certificate, key, tokens].map(|path| Stamp::of(path))
+            }
+            Own::Token(TokenSource::File(path)) => [Stamp::of(path), None, None],
+            Own::Token(TokenSource::Value(_)) => [None, None, None],
+        };
+        let [first, second, third] = own;
+        [first, second, third, Stamp::of(&self.roots), Stamp::of(&self.revoked)]
     }
 }
 
@@ -69,6 +121,10 @@ pub enum LoadError {
     Roots(#[from] rustls::server::VerifierBuilderError),
     #[error("{path}")]
     Revocations { path: PathBuf, source: InvalidRevocations },
+    #[error("{path}")]
+    Tokens { path: PathBuf, source: InvalidTokens },
+    #[error("{path}")]
+    Token { path: PathBuf, source: InvalidToken },
     #[error("the new certificate is {new}, this node is {old}: that needs a restart")]
     OtherIdentity { new: String, old: String },
 }
@@ -76,13 +132,18 @@ pub enum LoadError {
 /// One moment of all of it.
 #[derive(Debug)]
 pub struct Loaded {
-    pub own: Certificate,
+    /// `None`: an edge that has a token.
+    pub own: Option<Certificate>,
     pub identity: Identity,
     pub roots: Vec<Certificate>,
     pub revocations: Arc<Revocations>,
+    /// Tokens of edges that are taken here.
+    pub tokens: Arc<Tokens>,
+    /// What is shown where there is no certificate.
+    pub token: Option<Token>,
     /// Grows with each exchange.
     pub generation: u64,
-    key: Arc<CertifiedKey>,
+    key: Option<Arc<CertifiedKey>>,
     store: Arc<RootCertStore>,
     provider: Arc<CryptoProvider>,
     verifier: Arc<Verifier>,
@@ -94,23 +155,21 @@ impl Loaded {
     /// # Errors
     /// The provider cannot do TLS 1.3.
     pub fn tls(&self, protocol: &[u8]) -> Result<TlsConfigs, rustls::Error> {
-        TlsConfigs::new(Arc::clone(&self.verifier), &self.key, protocol)
+        TlsConfigs::new(&self.verifier, self.key.as_ref(), protocol)
+    }
+
+    /// TLS for one protocol where who dials may have no certificate: what it shows instead comes behind it.
+    ///
+    /// # Errors
+    /// As [`Self::tls`].
+    pub fn tls_for_tokens(&self, protocol: &[u8]) -> Result<TlsConfigs, rustls::Error> {
+        let verifier = Arc::new(self.verifier.letting_in_nobodies());
+        TlsConfigs::new(&verifier, self.key.as_ref(), protocol)
     }
 
     fn read(files: &CertificateFiles, generation: u64) -> Result<Self, LoadError> {
         let provider = Arc::new(ring::default_provider());
-        let pem = read_bounded(&files.certificate)?;
-        let of_own = |source| LoadError::Certificate { path: files.certificate.clone(), source };
-        let chain = certificates_of_pem(&pem).map_err(of_own)?;
-        let leaf = chain.first().ok_or_else(|| of_own(CertificateError::Pem))?.clone();
-        let own = Certificate::read(&leaf).map_err(of_own)?;
-        let identity = own.identity().map_err(of_own)?.clone();
-
-        let key = PrivateKeyDer::from_pem_slice(&read_secret(&files.key)?)
-            .map_err(|_error| LoadError::NoKey { path: files.key.clone() })?;
-        let intermediates = chain.get(1..).unwrap_or_default().to_vec();
-        let key = CertifiedKey::from_der(chain, key, &provider).map_err(LoadError::Key)?;
-
+        let shown = Shown::read(&files.own, &provider)?;
         let mut store = RootCertStore::empty();
         let mut roots = Vec::new();
         let of_roots = |source| LoadError::Certificate { path: files.roots.clone(), source };
@@ -132,25 +191,31 @@ impl Loaded {
         };
         let revocations = Arc::new(revocations);
         let verifier = Verifier::new(
-            &identity.cluster,
+            &shown.identity.cluster,
             Arc::clone(&store),
             Arc::clone(&revocations),
             Arc::clone(&provider),
         )?;
-        let begun = own.not_before.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        match verifier.signed(&leaf, &intermediates, UnixTime::since_unix_epoch(begun)) {
-            Ok(()) => {}
-            // That it is over, or not yet, is told otherwise.
-            Err(error) if is_about_time(&error) => {}
-            Err(source) => return Err(LoadError::UnknownIssuer { path: files.roots.clone(), source }),
+        if let (Some(own), Some(key)) = (&shown.certificate, &shown.key)
+            && let Some((leaf, intermediates)) = key.cert.split_first()
+        {
+            let begun = own.not_before.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            match verifier.signed(leaf, intermediates, UnixTime::since_unix_epoch(begun)) {
+                Ok(()) => {}
+                // That it is over, or not yet, is told otherwise.
+                Err(error) if is_about_time(&error) => {}
+                Err(source) => return Err(LoadError::UnknownIssuer { path: files.roots.clone(), source }),
+            }
         }
         Ok(Self {
-            own,
-            identity,
+            own: shown.certificate,
+            identity: shown.identity,
             roots,
             revocations,
+            tokens: Arc::new(shown.tokens),
+            token: shown.token,
             generation,
-            key: Arc::new(key),
+            key: shown.key,
             store,
             provider,
             verifier: Arc::new(verifier),
@@ -171,12 +236,71 @@ impl Loaded {
             identity: self.identity.clone(),
             roots: self.roots.clone(),
             revocations,
+            tokens: Arc::clone(&self.tokens),
+            token: self.token.clone(),
             generation,
-            key: Arc::clone(&self.key),
+            key: self.key.clone(),
             store: Arc::clone(&self.store),
             provider: Arc::clone(&self.provider),
             verifier: Arc::new(verifier),
         })
+    }
+}
+
+/// Who this node is, by what it shows.
+struct Shown {
+    identity: Identity,
+    certificate: Option<Certificate>,
+    key: Option<Arc<CertifiedKey>>,
+    token: Option<Token>,
+    tokens: Tokens,
+}
+
+impl Shown {
+    fn read(own: &Own, provider: &CryptoProvider) -> Result<Self, LoadError> {
+        match own {
+            Own::Certificate { certificate, key, tokens } => {
+                Self::certified(certificate, key, tokens, provider)
+            }
+            Own::Token(source) => {
+                let token = match source {
+                    TokenSource::Value(token) => token.clone(),
+                    TokenSource::File(path) => {
+                        let invalid = |source| LoadError::Token { path: path.clone(), source };
+                        let text =
+                            String::from_utf8(read_secret(path)?).map_err(|_error| invalid(InvalidToken))?;
+                        Token::parse(text.trim_end_matches(['\r', '\n'])).map_err(invalid)?
+                    }
+                };
+                let identity = token.identity().clone();
+                let tokens = Tokens::default();
+                Ok(Self { identity, certificate: None, key: None, token: Some(token), tokens })
+            }
+        }
+    }
+
+    fn certified(
+        certificate: &Path,
+        key: &Path,
+        tokens: &Path,
+        provider: &CryptoProvider,
+    ) -> Result<Self, LoadError> {
+        let pem = read_bounded(certificate)?;
+        let of_own = |source| LoadError::Certificate { path: certificate.to_owned(), source };
+        let chain = certificates_of_pem(&pem).map_err(of_own)?;
+        let leaf = chain.first().ok_or_else(|| of_own(CertificateError::Pem))?;
+        let own = Certificate::read(leaf).map_err(of_own)?;
+        let identity = own.identity().map_err(of_own)?.clone();
+        let no_key = |_error| LoadError::NoKey { path: key.to_owned() };
+        let secret = PrivateKeyDer::from_pem_slice(&read_secret(key)?).map_err(no_key)?;
+        let key = CertifiedKey::from_der(chain, secret, provider).map_err(LoadError::Key)?;
+        let tokens = match Stamp::of(tokens) {
+            None => Tokens::default(),
+            Some(_) => Tokens::parse(&read_bounded(tokens)?)
+                .map_err(|source| LoadError::Tokens { path: tokens.to_owned(), source })?,
+        };
+        let (certificate, key) = (Some(own), Some(Arc::new(key)));
+        Ok(Self { identity, certificate, key, token: None, tokens })
     }
 }
 
@@ -207,14 +331,20 @@ pub enum Severity {
 #[derive(Clone, Debug)]
 pub struct CertificateStatus {
     pub identity: Identity,
-    pub serial: String,
-    pub not_before: SystemTime,
-    pub not_after: SystemTime,
+    /// `None`: a token is shown instead, which has no end.
+    pub own: Option<OwnStatus>,
     pub roots: Vec<RootStatus>,
     pub revoked: usize,
     pub generation: u64,
     /// Why the files as they lie now are not in use.
     pub reload_error: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+pub struct OwnStatus {
+    pub serial: String,
+    pub not_before: SystemTime,
+    pub not_after: SystemTime,
 }
 
 #[derive(Clone, Debug)]
@@ -229,7 +359,9 @@ impl CertificateStatus {
     #[must_use]
     pub fn ends(&self) -> SystemTime {
         let roots = self.roots.iter().map(|root| root.not_after).max();
-        roots.map_or(self.not_after, |roots| roots.min(self.not_after))
+        let own = self.own.as_ref().map(|own| own.not_after);
+        // There is one at least: files without any are not loaded.
+        roots.into_iter().chain(own).min().unwrap_or(SystemTime::UNIX_EPOCH)
     }
 
     #[must_use]
@@ -257,7 +389,7 @@ struct Shared {
 
 #[derive(Debug)]
 struct Reload {
-    stamps: [Option<Stamp>; 4],
+    stamps: [Option<Stamp>; 5],
     tried: Instant,
     error: Option<String>,
     /// Of the cluster's replicated state, beside those of the file.
@@ -317,9 +449,10 @@ impl Certificates {
             Ok(new) => {
                 info!(
                     node = %new.identity.name,
-                    serial = %new.own.serial,
+                    serial = new.own.as_ref().map(|own| own.serial.as_str()),
                     roots = new.roots.len(),
                     revoked = new.revocations.len(),
+                    edges_with_tokens = new.tokens.edges(),
                     "certificates were loaded anew"
                 );
                 self.0.current.store(Arc::new(new));
@@ -379,9 +512,11 @@ impl Certificates {
         let loaded = self.current();
         CertificateStatus {
             identity: loaded.identity.clone(),
-            serial: loaded.own.serial.clone(),
-            not_before: loaded.own.not_before,
-            not_after: loaded.own.not_after,
+            own: loaded.own.as_ref().map(|own| OwnStatus {
+                serial: own.serial.clone(),
+                not_before: own.not_before,
+                not_after: own.not_after,
+            }),
             roots: loaded
                 .roots
                 .iter()

@@ -6,10 +6,11 @@
 //!   does not have it.
 //! * `files`: how they lie on disk: owner only, written whole or not at all.
 //! * `revoked`: the list of certificates that are no longer believed.
+//! * `tokens`: what an edge without a certificate shows, and what its hub keeps of it.
 //! * `loaded`: what a running node holds of all this, exchanged while it runs.
 //! * `verify`: what TLS asks.
 //!
-//! Invariant: one [`Loaded`] is one moment: certificate, key, roots and list of a handshake never come
+//! Invariant: one [`Loaded`] is one moment: certificate, key, roots and lists of a handshake never come
 //! from two different reloads.
 
 mod authority;
@@ -18,6 +19,7 @@ mod files;
 mod identity;
 mod loaded;
 mod revoked;
+mod tokens;
 mod verify;
 
 #[cfg(test)]
@@ -26,13 +28,18 @@ mod tests;
 pub use authority::{Authority, AuthorityError, Issued};
 pub use certificate::{Certificate, CertificateError, certificates_of_pem};
 pub use files::{
-    AUTHORITY_FILE, FileError, IDENTITY_FILE, REVOKED_FILE, ROOTS_FILE, read_bounded, read_secret,
-    write_atomically,
+    AUTHORITY_FILE, FileError, IDENTITY_FILE, REVOKED_FILE, ROOTS_FILE, TOKEN_FILE, TOKENS_FILE,
+    read_bounded, read_secret, write_atomically,
 };
 pub use identity::{Identity, InvalidIdentity, NAME_BYTES_MAX, check_name};
 pub(crate) use loaded::chain;
 pub use loaded::{
-    CertificateFiles, CertificateStatus, Certificates, LoadError, Loaded, RootStatus, Severity,
+    CertificateFiles, CertificateStatus, Certificates, LoadError, Loaded, Own, OwnStatus, RootStatus,
+    Severity, TokenSource, new_token,
 };
 pub use revoked::{InvalidRevocations, Revocations, Revoked};
+pub use tokens::{
+    InvalidToken, InvalidTokens, NoRandomness, TOKEN_BYTES_MAX, TOKENS_EACH_MAX, Token, TokenDigest, Tokens,
+    TooManyTokens,
+};
 pub use verify::TlsConfigs;

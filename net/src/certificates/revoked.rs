@@ -86,6 +86,12 @@ impl Revocations {
         named || self.0.contains(&Revoked::Serial(certificate.serial.clone()))
     }
 
+    /// Whether everything of this name is revoked.
+    #[must_use]
+    pub fn names(&self, name: &str) -> bool {
+        self.0.contains(&Revoked::Name(name.to_owned()))
+    }
+
     /// Whether the entry is new.
     pub fn insert(&mut self, entry: Revoked) -> bool {
         self.0.insert(entry)

@@ -75,13 +75,13 @@ fn a_changed_file_is_loaded_and_a_broken_one_leaves_what_was_there() {
     let (authority, roots) = authority("c1");
     let first = write_node(&directory, &authority, &roots, "n1");
     let certificates = Certificates::load(CertificateFiles::in_directory(&directory)).unwrap();
-    assert_eq!(certificates.status().serial, first.serial);
+    assert_eq!(certificates.status().own.unwrap().serial, first.serial);
     certificates.refresh();
     assert_eq!(certificates.status().generation, 1, "nothing changed");
 
     let second = write_node(&directory, &authority, &roots, "n1");
     certificates.refresh();
-    assert_eq!(certificates.status().serial, second.serial);
+    assert_eq!(certificates.status().own.unwrap().serial, second.serial);
 
     for (file, content) in [(IDENTITY_FILE, "no PEM"), (ROOTS_FILE, ""), (REVOKED_FILE, "what is this")] {
         let path = directory.join(file);
@@ -89,7 +89,7 @@ fn a_changed_file_is_loaded_and_a_broken_one_leaves_what_was_there() {
         write_atomically(&path, content.as_bytes()).unwrap();
         certificates.refresh();
         let status = certificates.status();
-        assert_eq!(status.serial, second.serial, "{file}");
+        assert_eq!(status.own.unwrap().serial, second.serial, "{file}");
         assert!(status.reload_error.unwrap().contains(file), "{file}");
         match before {
             Some(before) => write_atomically(&path, &before).unwrap(),

@@ -7,7 +7,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
+use rustls::server::{NoServerSessionStorage, ParsedCertificate, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{
     CertificateError as TlsCertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error,
@@ -28,13 +28,15 @@ pub(super) enum NotBelieved {
 }
 
 /// Decides about certificates; immutable, made anew with each reload.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Verifier {
     cluster: String,
     roots: Arc<RootCertStore>,
     revocations: Arc<Revocations>,
     clients: Arc<dyn ClientCertVerifier>,
     provider: Arc<CryptoProvider>,
+    /// Who dials must show a certificate.
+    demands_one: bool,
 }
 
 impl Verifier {
@@ -46,7 +48,12 @@ impl Verifier {
     ) -> Result<Self, rustls::server::VerifierBuilderError> {
         let clients =
             WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider)).build()?;
-        Ok(Self { cluster: cluster.to_owned(), roots, revocations, clients, provider })
+        Ok(Self { cluster: cluster.to_owned(), roots, revocations, clients, provider, demands_one: true })
+    }
+
+    /// The same for who may come without a certificate. One that is shown must be good all the same.
+    pub(super) fn letting_in_nobodies(&self) -> Self {
+        Self { demands_one: false, ..self.clone() }
     }
 
     /// Whether the authority signed this for a server, and it is in its time.
@@ -161,44 +168,54 @@ impl ClientCertVerifier for Verifier {
     }
 
     fn client_auth_mandatory(&self) -> bool {
-        true
+        self.demands_one
     }
 }
 
-/// Both sides of TLS for one protocol: 1.3 only, both certificates required, nothing resumed, nothing
-/// sent early.
+/// Both sides of TLS for one protocol: 1.3 only, both certificates required unless tokens are taken, nothing resumed,
+/// nothing sent early.
 #[derive(Clone, Debug)]
 pub struct TlsConfigs {
-    pub server: Arc<ServerConfig>,
+    /// `None`: without a certificate nobody is served.
+    pub server: Option<Arc<ServerConfig>>,
     pub client: Arc<ClientConfig>,
 }
 
 impl TlsConfigs {
     pub(super) fn new(
-        verifier: Arc<Verifier>,
-        key: &Arc<CertifiedKey>,
+        verifier: &Arc<Verifier>,
+        key: Option<&Arc<CertifiedKey>>,
         protocol: &[u8],
     ) -> Result<Self, Error> {
         let provider = Arc::clone(&verifier.provider);
-        let own = || Arc::new(SingleCertAndKey::from(Arc::clone(key)));
-        let mut server = ServerConfig::builder_with_provider(Arc::clone(&provider))
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_client_cert_verifier(Arc::clone(&verifier) as Arc<dyn ClientCertVerifier>)
-            .with_cert_resolver(own());
-        server.alpn_protocols = vec![protocol.to_vec()];
-        server.max_early_data_size = 0;
-        server.send_tls13_tickets = 0;
-        server.session_storage = Arc::new(NoServerSessionStorage {});
-        let mut client = ClientConfig::builder_with_provider(provider)
+        let own = key.map(|key| Arc::new(SingleCertAndKey::from(Arc::clone(key))));
+        let server = match &own {
+            None => None,
+            Some(own) => {
+                let mut server = ServerConfig::builder_with_provider(Arc::clone(&provider))
+                    .with_protocol_versions(&[&rustls::version::TLS13])?
+                    .with_client_cert_verifier(Arc::clone(verifier) as Arc<dyn ClientCertVerifier>)
+                    .with_cert_resolver(Arc::clone(own) as Arc<dyn ResolvesServerCert>);
+                server.alpn_protocols = vec![protocol.to_vec()];
+                server.max_early_data_size = 0;
+                server.send_tls13_tickets = 0;
+                server.session_storage = Arc::new(NoServerSessionStorage {});
+                Some(Arc::new(server))
+            }
+        };
+        let client = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
-            .with_custom_certificate_verifier(verifier)
-            .with_client_cert_resolver(own());
+            .with_custom_certificate_verifier(Arc::clone(verifier) as Arc<dyn ServerCertVerifier>);
+        let mut client = match own {
+            Some(own) => client.with_client_cert_resolver(own),
+            None => client.with_no_client_auth(),
+        };
         client.alpn_protocols = vec![protocol.to_vec()];
         client.enable_early_data = false;
         client.resumption = Resumption::disabled();
         // Names prove nothing here, and need not be told to whoever listens.
         client.enable_sni = false;
-        Ok(Self { server: Arc::new(server), client: Arc::new(client) })
+        Ok(Self { server, client: Arc::new(client) })
     }
 }

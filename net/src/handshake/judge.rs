@@ -62,6 +62,8 @@ reasons! {
     Leaving = 18, "leaving", "the node shuts down";
     Violation = 19, "violation", "it broke the protocol";
     Busy = 20, "busy", "too many connections at once";
+    Token = 21, "token", "it has no certificate, and no token that is taken here";
+    Guessing = 22, "guessing", "too many wrong tokens from its address: wait a minute";
 }
 
 impl std::fmt::Display for Reason {
@@ -88,7 +90,9 @@ impl Reason {
             | Self::Unexpected
             | Self::NotAdmitted
             | Self::Revoked
-            | Self::Violation => true,
+            | Self::Violation
+            | Self::Token
+            | Self::Guessing => true,
             Self::AlreadyConnected
             | Self::Slow
             | Self::Replaced

@@ -19,7 +19,7 @@ const WELCOME: u8 = 2;
 const CONFIRM: u8 = 3;
 
 /// What a node says of itself.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Eq, PartialEq)]
 pub struct Hello {
     pub version_lowest: u16,
     pub version_highest: u16,
@@ -31,7 +31,25 @@ pub struct Hello {
     pub cluster: String,
     pub name: String,
     pub advertise: String,
+    /// Of an edge without a certificate: its token.
     pub claims: Bytes,
+}
+
+impl std::fmt::Debug for Hello {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Not the claims: there may be a secret in them.
+        f.debug_struct("Hello")
+            .field("versions", &(self.version_lowest..=self.version_highest))
+            .field("id", &self.id)
+            .field("incarnation", &self.incarnation)
+            .field("dial", &self.dial)
+            .field("role", &self.role)
+            .field("cluster", &self.cluster)
+            .field("name", &self.name)
+            .field("advertise", &self.advertise)
+            .field("claims_bytes", &self.claims.len())
+            .finish()
+    }
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]

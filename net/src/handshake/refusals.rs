@@ -10,7 +10,8 @@ use tracing::warn;
 use super::judge::Reason;
 
 const LOGGED_EVERY: Duration = Duration::from_secs(60);
-/// Causes that are told apart; names come from certificates, so there are no more than nodes.
+/// Causes that are told apart; names are those of certificates and of edges with tokens, so there are no more than
+/// nodes.
 const CAUSES_MAX: usize = 256;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -30,7 +31,8 @@ struct State {
 }
 
 impl Refusals {
-    /// Counts one. `name` is the one in its certificate, or empty when it has shown none that counts.
+    /// Counts one. `name` is the one in its certificate, or the one that a wrong token was said to be of; empty when
+    /// there is none that counts.
     pub fn refused(&self, reason: Reason, name: &str, address: SocketAddr, detail: &str) {
         if let Some(suppressed) = self.count(reason, name, Instant::now()) {
             let reason_name = reason.name();

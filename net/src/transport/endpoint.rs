@@ -13,6 +13,7 @@ use tracing::{error, warn};
 
 use super::dial::{Book, DialError, PeerAddress};
 use super::ended::nobody_listens;
+use super::guesses::Guesses;
 use super::introduce::Failed;
 use super::session::{Numbers, close, closed};
 use super::settings::{ConfigError, Configs, HANDSHAKE_MAX, INCOMING_MAX, Kind, RETRY_ABOVE, SWEEP};
@@ -74,6 +75,7 @@ pub(super) struct Inner {
     pub(super) tunnels: OnceLock<Arc<dyn TunnelHandler>>,
     pub(super) hubs: Hubs,
     pub(super) refusals: Refusals,
+    pub(super) guesses: Guesses,
     pub(super) sessions: Numbers,
     pub(super) dials: Numbers,
     pub(super) closing: watch::Sender<bool>,
@@ -109,7 +111,7 @@ impl Transport {
         let at = |source| BindError::Bind { address: options.listen, source };
         let socket = std::net::UdpSocket::bind(options.listen).map_err(at)?;
         // The key of stateless resets is random, as is that of Retry tokens.
-        let server = options.kind.listens().then(|| configs.server.as_ref().clone());
+        let server = configs.server.as_deref().filter(|_| options.kind.listens()).cloned();
         let endpoint =
             Endpoint::new(EndpointConfig::default(), server, socket, Arc::new(TokioRuntime)).map_err(at)?;
         Ok(Self(Arc::new(Inner {
@@ -121,6 +123,7 @@ impl Transport {
             tunnels: OnceLock::new(),
             hubs: Hubs::default(),
             refusals: Refusals::default(),
+            guesses: Guesses::default(),
             sessions: Numbers::default(),
             dials: Numbers::default(),
             closing: watch::Sender::new(false),
@@ -278,7 +281,8 @@ impl Inner {
     /// One connection, to the end of its handshake.
     async fn welcome(self: Arc<Self>, incoming: Incoming, _pending: Pending) {
         let address = incoming.remote_address();
-        let server = self.configs().server;
+        // Who listens has a certificate.
+        let Some(server) = self.configs().server else { return incoming.refuse() };
         let connection = async {
             let connecting = incoming.accept_with(server).map_err(Failed::Lost)?;
             connecting.await.map_err(Failed::Lost)
@@ -325,9 +329,7 @@ impl Inner {
             let loaded = self.certificates.current();
             let now = SystemTime::now();
             for live in self.table.all() {
-                let revoked = loaded.revocations.contains(&live.certificate);
-                if revoked || live.certificate.not_after <= now {
-                    let detail = if revoked { "revoked" } else { "expired" };
+                if let Some(detail) = live.shown.problem(&live.peer.name, &loaded, now) {
                     let address = live.connection.remote_address();
                     self.refusals.refused(Reason::Revoked, &live.peer.name, address, detail);
                     live.close(Reason::Revoked, detail);

@@ -8,17 +8,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use quinn::{Connection, RecvStream, SendStream};
 use rustls_pki_types::CertificateDer;
 use tokio::time::timeout;
 use tracing::error;
 
 use super::endpoint::Inner;
-use super::session::{Live, close};
+use super::session::{Live, Shown, close};
 use super::settings::Kind;
 use crate::certificates::{Certificate, Identity, Loaded};
 use crate::handshake::{self, Hello, MESSAGE_BYTES_MAX, Message, Ours, Reason};
-use crate::peer::{Introduction, PeerId, Refusal, Session};
+use crate::peer::{Introduction, PeerId, Refusal, Role, Session};
 
 /// How long the reason of a lost stream is waited for.
 const REASON_MAX: Duration = Duration::from_secs(1);
@@ -66,26 +67,35 @@ impl Inner {
     ) -> Result<Arc<Live>, Failed> {
         let dial = self.dials.next();
         let loaded = self.certificates.current();
+        let (certificate, identity) = certificate_of(connection)?.ok_or(Failed::refused(Reason::Tls))?;
+        // Before the first word: another edge of the same authority must not be shown our token.
+        if !self.options.kind.accepts().contains(&identity.role) {
+            return Err(Failed::refused(Reason::WrongRole));
+        }
         let (mut send, mut recv) = connection.open_bi().await.map_err(Failed::Lost)?;
         write(connection, &mut send, &Message::Hello(self.hello(&loaded, dial))).await?;
         let Message::Welcome(hello) = read(connection, &mut recv).await? else {
             return Err(Failed::refused(Reason::Malformed));
         };
-        let (certificate, identity) = certificate_of(connection)?;
         self.forget_predecessors(&identity, &hello).await;
         let version = self.judge(&loaded, &identity, &hello, expected)?;
         self.admit(&hello)?;
         write(connection, &mut send, &Message::Confirm { version }).await?;
         drop(send.finish());
-        self.install(connection, hello, certificate, true, dial).await
+        self.install(connection, hello, Shown::Certificate(Box::new(certificate)), true, dial).await
     }
 
     async fn accepted(self: &Arc<Self>, connection: &Connection) -> Result<Arc<Live>, Failed> {
         let loaded = self.certificates.current();
-        let (certificate, identity) = certificate_of(connection)?;
+        let certificate = certificate_of(connection)?;
         let (mut send, mut recv) = connection.accept_bi().await.map_err(Failed::Lost)?;
-        let Message::Hello(hello) = read(connection, &mut recv).await? else {
+        let Message::Hello(mut hello) = read(connection, &mut recv).await? else {
             return Err(Failed::refused(Reason::Malformed));
+        };
+        let (shown, identity) = match certificate {
+            Some((certificate, identity)) => (Shown::Certificate(Box::new(certificate)), identity),
+            None if self.options.kind.takes_tokens() => self.token_of(connection, &loaded, &mut hello)?,
+            None => return Err(Failed::refused(Reason::Tls)),
         };
         self.forget_predecessors(&identity, &hello).await;
         let version = self.judge(&loaded, &identity, &hello, None)?;
@@ -100,11 +110,43 @@ impl Inner {
             }
         }
         let dial = hello.dial;
-        self.install(connection, hello, certificate, false, dial).await
+        self.install(connection, hello, shown, false, dial).await
+    }
+
+    /// Of who has no certificate: who its token says it is. The token is in the claims, and taken out of them.
+    fn token_of(
+        &self,
+        connection: &Connection,
+        loaded: &Loaded,
+        hello: &mut Hello,
+    ) -> Result<(Shown, Identity), Failed> {
+        let token = std::mem::take(&mut hello.claims);
+        let from = connection.remote_address().ip();
+        // It has proved no name. One that has tokens here is told all the same: it may be the wrong one of an edge.
+        let name = if loaded.tokens.knows(&hello.name) { hello.name.clone() } else { String::new() };
+        let refused = |reason| Failed::Refused { reason, name, detail: String::new() };
+        if !self.guesses.may_try(from) {
+            return Err(refused(Reason::Guessing));
+        }
+        // Also whoever came while tokens were taken, and they are not any more.
+        let digest = loaded.tokens.verify(&hello.name, &token);
+        let named = Identity::new(&loaded.identity.cluster, Role::Edge, &hello.name);
+        match (digest, named) {
+            (Some(digest), Ok(identity)) if !loaded.revocations.names(&identity.name) => {
+                Ok((Shown::Token(digest), identity))
+            }
+            _ => {
+                self.guesses.was_wrong(from);
+                Err(refused(Reason::Token))
+            }
+        }
     }
 
     fn hello(&self, loaded: &Loaded, dial: u64) -> Hello {
-        let claims = (self.options.claims)();
+        let claims = match &loaded.token {
+            Some(token) => Bytes::copy_from_slice(token.reveal().as_bytes()),
+            None => (self.options.claims)(),
+        };
         // Ours to keep: a claim that is cut would be another claim.
         assert!(claims.len() <= handshake::CLAIMS_BYTES_MAX, "claims are within their bound");
         Hello {
@@ -201,7 +243,7 @@ impl Inner {
         self: &Arc<Self>,
         connection: &Connection,
         hello: Hello,
-        certificate: Certificate,
+        shown: Shown,
         dialled_by_us: bool,
         dial: u64,
     ) -> Result<Arc<Live>, Failed> {
@@ -209,7 +251,7 @@ impl Inner {
         let counts = self.table.remember(hello.id, &hello.name).map_err(Failed::refused)?;
         let session = Session { peer: hello.id, number: self.sessions.next() };
         let peer = introduction(&hello);
-        let live = Live::new(session, connection.clone(), peer, certificate, dialled_by_us, dial, counts);
+        let live = Live::new(session, connection.clone(), peer, shown, dialled_by_us, dial, counts);
         let live = Arc::new(live);
         while let Err(existing) = self.table.insert(&live) {
             let same_process = existing.peer.incarnation == hello.incarnation;
@@ -267,19 +309,23 @@ fn introduction(hello: &Hello) -> Introduction {
     }
 }
 
-fn certificate_of(connection: &Connection) -> Result<(Certificate, Identity), Failed> {
+/// `None`: it showed none, which TLS lets pass only where tokens are taken.
+fn certificate_of(connection: &Connection) -> Result<Option<(Certificate, Identity)>, Failed> {
     let chain =
         connection.peer_identity().and_then(|identity| identity.downcast::<Vec<CertificateDer<'_>>>().ok());
-    let leaf = chain.as_ref().and_then(|chain| chain.first());
-    let certificate = leaf.and_then(|der| Certificate::read(der).ok());
-    // TLS let it pass, so it is there and names somebody.
-    let certificate = certificate.ok_or(Failed::refused(Reason::Tls))?;
+    let Some(leaf) = chain.as_ref().and_then(|chain| chain.first()) else { return Ok(None) };
+    // TLS let it pass, so it names somebody.
+    let certificate = Certificate::read(leaf).map_err(|_error| Failed::refused(Reason::Tls))?;
     let identity = certificate.identity().map_err(|_error| Failed::refused(Reason::Tls))?.clone();
-    Ok((certificate, identity))
+    Ok(Some((certificate, identity)))
 }
 
+/// The name in its certificate, if it has shown one.
 fn name_of(connection: &Connection) -> String {
-    certificate_of(connection).map(|(_, identity)| identity.name).unwrap_or_default()
+    match certificate_of(connection) {
+        Ok(Some((_, identity))) => identity.name,
+        Ok(None) | Err(_) => String::new(),
+    }
 }
 
 async fn write(connection: &Connection, send: &mut SendStream, message: &Message) -> Result<(), Failed> {

@@ -21,6 +21,7 @@ mod dial;
 mod ended;
 mod endpoint;
 mod frames;
+mod guesses;
 mod introduce;
 mod outbound;
 mod session;

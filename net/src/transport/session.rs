@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
@@ -15,7 +15,7 @@ use super::outbound::Outbound;
 use super::settings::{PROBE_MAX, priority};
 use super::table::{Counts, SessionSnapshot};
 use super::tunnel::{Tunnel, TunnelHandler, Urgency};
-use crate::certificates::Certificate;
+use crate::certificates::{Certificate, Loaded, TokenDigest};
 use crate::handshake::Reason;
 use crate::peer::{CallError, Introduction, Lane, PeerHandler, Refusal, SendError, Session};
 
@@ -24,13 +24,42 @@ const COPIED_MAX: usize = 4 << 10;
 /// The code of a refusal when our own answer was larger than its lane takes.
 pub(super) const ANSWER_TOO_LARGE: u16 = 2;
 
+/// By what a peer proved who it is.
+#[derive(Clone, Debug)]
+pub(super) enum Shown {
+    Certificate(Box<Certificate>),
+    Token(TokenDigest),
+}
+
+impl Shown {
+    /// Why it is of no use any more, if it is not.
+    pub(super) fn problem(&self, name: &str, loaded: &Loaded, now: SystemTime) -> Option<&'static str> {
+        match self {
+            Self::Certificate(certificate) if loaded.revocations.contains(certificate) => Some("revoked"),
+            Self::Certificate(certificate) if certificate.not_after <= now => Some("expired"),
+            Self::Token(_) if loaded.revocations.names(name) => Some("revoked"),
+            Self::Token(digest) if !loaded.tokens.holds(name, digest) => {
+                Some("its token is not taken any more")
+            }
+            Self::Certificate(_) | Self::Token(_) => None,
+        }
+    }
+
+    fn not_after(&self) -> Option<SystemTime> {
+        match self {
+            Self::Certificate(certificate) => Some(certificate.not_after),
+            Self::Token(_) => None,
+        }
+    }
+}
+
 /// A session.
 #[derive(Debug)]
 pub(super) struct Live {
     pub(super) session: Session,
     pub(super) connection: Connection,
     pub(super) peer: Introduction,
-    pub(super) certificate: Certificate,
+    pub(super) shown: Shown,
     pub(super) dialled_by_us: bool,
     /// Counts the dialling of the side that dialled.
     pub(super) dial: u64,
@@ -47,7 +76,7 @@ impl Live {
         session: Session,
         connection: Connection,
         peer: Introduction,
-        certificate: Certificate,
+        shown: Shown,
         dialled_by_us: bool,
         dial: u64,
         counts: Arc<Counts>,
@@ -56,7 +85,7 @@ impl Live {
             session,
             connection,
             peer,
-            certificate,
+            shown,
             dialled_by_us,
             dial,
             counts,
@@ -317,7 +346,7 @@ impl Live {
             rtt: self.connection.rtt(),
             lost_packets: stats.path.lost_packets,
             queued_bytes: self.outbound.waiting(),
-            certificate_not_after: self.certificate.not_after,
+            certificate_not_after: self.shown.not_after(),
         }
     }
 }

@@ -56,6 +56,14 @@ impl Kind {
         }
     }
 
+    /// Whether who dials may show a token instead of a certificate, where there are any.
+    pub(super) const fn takes_tokens(self) -> bool {
+        match self {
+            Self::Hub => true,
+            Self::Nodes | Self::Edge => false,
+        }
+    }
+
     pub(super) const fn listens(self) -> bool {
         match self {
             Self::Nodes | Self::Hub => true,
@@ -154,7 +162,8 @@ fn transport(kind: Kind) -> TransportConfig {
 #[derive(Clone, Debug)]
 pub(super) struct Configs {
     pub(super) generation: u64,
-    pub(super) server: Arc<ServerConfig>,
+    /// `None`: an edge without a certificate serves nobody.
+    pub(super) server: Option<Arc<ServerConfig>>,
     pub(super) client: ClientConfig,
 }
 
@@ -169,18 +178,28 @@ pub enum ConfigError {
 
 impl Configs {
     pub(super) fn new(kind: Kind, loaded: &Loaded) -> Result<Self, ConfigError> {
-        let TlsConfigs { server, client } = loaded.tls(kind.protocol())?;
+        let TlsConfigs { server, client } = if kind.takes_tokens() && !loaded.tokens.is_empty() {
+            loaded.tls_for_tokens(kind.protocol())?
+        } else {
+            loaded.tls(kind.protocol())?
+        };
         let transport = Arc::new(transport(kind));
-        let mut server = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(server)?));
-        server
-            .transport_config(Arc::clone(&transport))
-            .migration(matches!(kind, Kind::Hub))
-            .max_incoming(INCOMING_MAX)
-            .incoming_buffer_size(INCOMING_BYTES_EACH)
-            .incoming_buffer_size_total(INCOMING_BYTES_MAX);
+        let server = match server {
+            None => None,
+            Some(server) => {
+                let mut server = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(server)?));
+                server
+                    .transport_config(Arc::clone(&transport))
+                    .migration(matches!(kind, Kind::Hub))
+                    .max_incoming(INCOMING_MAX)
+                    .incoming_buffer_size(INCOMING_BYTES_EACH)
+                    .incoming_buffer_size_total(INCOMING_BYTES_MAX);
+                Some(Arc::new(server))
+            }
+        };
         let mut client = ClientConfig::new(Arc::new(QuicClientConfig::try_from(client)?));
         client.transport_config(transport);
-        Ok(Self { generation: loaded.generation, server: Arc::new(server), client })
+        Ok(Self { generation: loaded.generation, server, client })
     }
 }
 
@@ -220,6 +239,7 @@ mod tests {
         let loaded = loaded();
         for kind in [Kind::Nodes, Kind::Hub, Kind::Edge] {
             let configs = Configs::new(kind, &loaded).unwrap();
+            let server = configs.server.unwrap();
             for setting in [
                 if kind == Kind::Nodes {
                     "max_idle_timeout: Some(10000)"
@@ -234,15 +254,15 @@ mod tests {
                 "send_window: 16777216",
                 "datagram_receive_buffer_size: None",
             ] {
-                has(&configs.server, setting);
+                has(&server, setting);
                 has(&configs.client, setting);
             }
             for setting in
                 ["max_incoming: 1024", "incoming_buffer_size: 65536", "incoming_buffer_size_total: 8388608"]
             {
-                has(&configs.server, setting);
+                has(&server, setting);
             }
-            has(&configs.server, if kind == Kind::Hub { "migration: true" } else { "migration: false" });
+            has(&server, if kind == Kind::Hub { "migration: true" } else { "migration: false" });
         }
         assert_eq!((RETRY_ABOVE, INCOMING_MAX), (64, 1024));
     }
@@ -250,7 +270,7 @@ mod tests {
     #[test]
     fn tls_is_mutual_1_3_and_forgets_everything() {
         let tls = loaded().tls(PROTOCOL_NODE).unwrap();
-        let (server, client) = (&tls.server, &tls.client);
+        let (server, client) = (tls.server.as_ref().unwrap(), &tls.client);
         assert_eq!(server.max_early_data_size, 0);
         assert_eq!(server.send_tls13_tickets, 0);
         assert!(!server.session_storage.can_cache());

@@ -90,7 +90,8 @@ pub struct SessionSnapshot {
     pub lost_packets: u64,
     /// Bytes of one-way frames that wait.
     pub queued_bytes: usize,
-    pub certificate_not_after: std::time::SystemTime,
+    /// `None`: it showed a token.
+    pub certificate_not_after: Option<std::time::SystemTime>,
 }
 
 impl Table {

@@ -16,7 +16,7 @@ use crate::support::{Site, patiently, wait_for};
 
 /// Says the edge's name, then everything back.
 #[derive(Default)]
-struct Echo {
+pub(crate) struct Echo {
     open: Arc<AtomicUsize>,
 }
 
@@ -41,7 +41,7 @@ impl TunnelHandler for Echo {
     }
 }
 
-fn hub(site: &Site, named: &'static [&'static str]) -> (Hub, Arc<AtomicUsize>) {
+pub(crate) fn hub(site: &Site, named: &'static [&'static str]) -> (Hub, Arc<AtomicUsize>) {
     let echo = Echo::default();
     let open = Arc::clone(&echo.open);
     let admission = Arc::new(move |name: &str| named.is_empty() || named.contains(&name));
@@ -50,7 +50,7 @@ fn hub(site: &Site, named: &'static [&'static str]) -> (Hub, Arc<AtomicUsize>) {
     (hub, open)
 }
 
-fn local() -> SocketAddr {
+pub(crate) fn local() -> SocketAddr {
     "127.0.0.1:0".parse().unwrap()
 }
 
@@ -58,7 +58,7 @@ fn edge(site: &Site, name: &str, id: u64) -> Edge {
     Edge::start(PeerId(id), site.certificates(name, Role::Edge)).unwrap()
 }
 
-async fn open(edge: &Edge, hub: &Hub) -> (TunnelReader, TunnelWriter, String) {
+pub(crate) async fn open(edge: &Edge, hub: &Hub) -> (TunnelReader, TunnelWriter, String) {
     let tunnel = edge.tunnel(&hub.local_address().to_string(), Urgency::Bulk).await.unwrap();
     let (mut reader, writer) = tunnel.into_split();
     let mut name = [0; 8];
@@ -66,7 +66,7 @@ async fn open(edge: &Edge, hub: &Hub) -> (TunnelReader, TunnelWriter, String) {
     (reader, writer, String::from_utf8(name.to_vec()).unwrap().trim().to_owned())
 }
 
-async fn echoes(reader: &mut TunnelReader, writer: &mut TunnelWriter, bytes: usize) {
+pub(crate) async fn echoes(reader: &mut TunnelReader, writer: &mut TunnelWriter, bytes: usize) {
     let sent = vec![7; bytes];
     let mut got = vec![0; bytes];
     let (wrote, read) =

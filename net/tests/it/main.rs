@@ -10,6 +10,7 @@ mod replicate;
 mod sessions;
 mod succession;
 mod support;
+mod tokens;
 mod wires;
 mod witness;
 mod world;

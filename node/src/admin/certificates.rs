@@ -74,7 +74,7 @@ pub(super) fn details(all: &[InUse]) -> Value {
 mod tests {
     use std::time::Duration;
 
-    use beamlog_net::certificates::Identity;
+    use beamlog_net::certificates::{Identity, OwnStatus};
     use beamlog_net::peer::Role;
 
     use super::*;
@@ -82,9 +82,11 @@ mod tests {
     fn ending(what: &str, at: u64) -> InUse {
         let status = CertificateStatus {
             identity: Identity::new("c1", Role::Node, "n1").unwrap(),
-            serial: "1".to_owned(),
-            not_before: SystemTime::UNIX_EPOCH,
-            not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(at),
+            own: Some(OwnStatus {
+                serial: "1".to_owned(),
+                not_before: SystemTime::UNIX_EPOCH,
+                not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(at),
+            }),
             roots: Vec::new(),
             revoked: 0,
             generation: 1,

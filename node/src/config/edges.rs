@@ -55,7 +55,10 @@ pub(super) fn grants(tables: &[EdgeTable], errors: &mut Vec<ConfigError>) -> BTr
             },
         };
         if table.name.is_empty() {
-            refuse(&table.name, "the name is missing; it is the one in the edge's certificate".to_owned());
+            refuse(
+                &table.name,
+                "the name is missing; it is the one in the edge's certificate or token".to_owned(),
+            );
         } else if grants.insert(table.name.clone(), grant).is_some() {
             refuse(&table.name, "another edge has this name".to_owned());
         }

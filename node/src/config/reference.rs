@@ -64,12 +64,12 @@ const EDGES: &str = "
 ## Edges
 
 A node with `edge_listen` is a hub: the links of other nodes reach it by `quic://`. Without `[[edge]]` every edge with a
-certificate of the authority may come, and may do what a client may. With one or more of them in the file, only those
-that are named:
+certificate of the authority, or with a token that the folder of `edge_certificates` lists, may come, and may do what a
+client may. With one or more of them in the file, only those that are named:
 
 ```toml
 [[edge]]
-name = \"site7\"                   # as in its certificate
+name = \"site7\"                   # as in its certificate or token
 streams = [\"ORDERS\"]             # it may read, and ask about
 buckets = [\"settings\"]           # it may read, write and make
 subjects = [\"telemetry.site7.>\"] # it may publish and subscribe to

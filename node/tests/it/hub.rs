@@ -20,14 +20,14 @@ use crate::running::{Node, beamlog, check_cannot_start, outcome, write};
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// An authority, certificates, and the folders of a hub and an edge.
-struct Site {
+pub(crate) struct Site {
     folder: TempDir,
     /// Where the hub listens for edges, also after it was started again.
     port: u16,
 }
 
 impl Site {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         // Free now; nobody else asks for it in between but by chance.
         let site = Self { folder: TempDir::new().unwrap(), port: socket.local_addr().unwrap().port() };
@@ -37,18 +37,18 @@ impl Site {
         site
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn cert(&self, line: &str) {
+    pub(crate) fn cert(&self, line: &str) {
         let mut command = beamlog();
         command.current_dir(self.folder.path()).arg("cert").args(line.split_whitespace());
         outcome(&command.output().unwrap()).unwrap();
     }
 
     /// A hub with `more` in its configuration, over a folder that may hold a store.
-    fn hub(&self, folder: TempDir, more: &str) -> Node {
+    pub(crate) fn hub(&self, folder: TempDir, more: &str) -> Node {
         let file = folder.path().join("node.toml");
         write(&file, more);
         let (listen, certificates) = (format!("127.0.0.1:{}", self.port), self.path("hub"));
@@ -56,22 +56,22 @@ impl Site {
         Node::start_with(folder, &[&flags[..], &[certificates.to_str().unwrap()]].concat())
     }
 
-    fn hub_url(&self) -> String {
+    pub(crate) fn hub_url(&self) -> String {
         format!("quic://127.0.0.1:{}", self.port)
     }
 }
 
-fn link(node: &Node, arguments: &[&str]) -> Output {
+pub(crate) fn link(node: &Node, arguments: &[&str]) -> Output {
     let mut command = beamlog();
     command.env("BEAMLOG_ADMIN", &node.admin).arg("link").args(arguments).output().unwrap()
 }
 
-fn status(node: &Node, name: &str) -> Value {
+pub(crate) fn status(node: &Node, name: &str) -> Value {
     serde_json::from_str(&outcome(&link(node, &["status", name, "-o", "json"])).unwrap()).unwrap()
 }
 
 /// Looks again until it is so.
-fn until<T>(what: &str, mut looked: impl FnMut() -> Result<T, String>) -> T {
+pub(crate) fn until<T>(what: &str, mut looked: impl FnMut() -> Result<T, String>) -> T {
     let begun = Instant::now();
     loop {
         match looked() {
@@ -82,7 +82,7 @@ fn until<T>(what: &str, mut looked: impl FnMut() -> Result<T, String>) -> T {
     }
 }
 
-fn until_link(node: &Node, name: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+pub(crate) fn until_link(node: &Node, name: &str, is_so: impl Fn(&Value) -> bool) -> Value {
     until("the link", || {
         let status = status(node, name);
         if is_so(&status) { Ok(status) } else { Err(format!("{status:#}\n{}", node.log())) }
@@ -341,7 +341,7 @@ async fn unstored(hub: &Node, edge: &Node) {
 }
 
 /// Waits for a cause that has these words.
-fn degraded(edge: &Node, name: &str, words: &[&str]) -> String {
+pub(crate) fn degraded(edge: &Node, name: &str, words: &[&str]) -> String {
     let shown = until_link(edge, name, |status| {
         let error = status["last_error"].as_str().unwrap_or_default();
         words.iter().all(|word| error.contains(word))

@@ -134,10 +134,22 @@ fn a_link_goes_to_nats_or_to_a_hub() {
         &link("\"nats://h:2\"", "certificates = \"x\""),
         &["certificates does not go with nats://"],
     );
-    for more in ["user = \"joe\"", "token_env = \"T\"", "tls_ca_file = \"ca.pem\"", "tls_first = true"] {
+    for more in ["user = \"joe\"", "nkey_env = \"T\"", "tls_ca_file = \"ca.pem\"", "tls_first = true"] {
         let key = more.split(' ').next().unwrap();
         let said = format!("certificates = \"x\"\n{more}");
         check_refused(&link("\"quic://h:1\"", &said), &[&format!("{key} does not go with quic://")]);
+    }
+    // A token in place of certificates, and not beside them.
+    for (said, words) in [
+        ("certificates = \"x\"\ntoken_env = \"T\"", "certificates and token_env are both set"),
+        ("token_file = \"t\"", "tls_ca_file is not"),
+        ("tls_ca_file = \"ca.pem\"", "needs certificates"),
+        (
+            "token_file = \"t\"\ntls_ca_file = \"ca.pem\"\ntls_first = true",
+            "tls_first does not go with quic://",
+        ),
+    ] {
+        check_refused(&link("\"quic://h:1\"", said), &[words]);
     }
     check_refused(&link("\"quic://h:1\"", "certificates = \"nowhere\""), &["the certificates in nowhere"]);
     // Two links to one hub are two to one cluster.

@@ -35,12 +35,18 @@ impl Node {
 
     /// Starts over a folder that may hold a store; its log goes to `log` beside it.
     pub(crate) fn start_with(folder: TempDir, flags: &[&str]) -> Self {
+        Self::start_with_env(folder, flags, &[])
+    }
+
+    /// The same with variables.
+    pub(crate) fn start_with_env(folder: TempDir, flags: &[&str], variables: &[(&str, &str)]) -> Self {
         let log = fs::OpenOptions::new().create(true).append(true).open(folder.path().join("log")).unwrap();
         let mut child = beamlog()
             .args(["serve", "--announce", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
             .arg("--data-dir")
             .arg(folder.path().join("data"))
             .args(flags)
+            .envs(variables.iter().copied())
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()

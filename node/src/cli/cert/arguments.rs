@@ -15,6 +15,7 @@ Examples:
   beamlog cert renew ./n1-certs --ca ./ca                # a running node sees it by itself
   beamlog cert show ./n1-certs
   beamlog cert revoke ./ca --name n7                     # then `cert renew --trust-only` for each node
+  beamlog cert token site7 --ca ./ca --out ./site7       # then `cert renew --trust-only` for each hub
 
 A new authority without an interruption:
   beamlog cert ca ./ca --rotate                          # both are believed from now on
@@ -54,6 +55,22 @@ pub(crate) enum CertCommand {
         name: String,
         #[command(flatten)]
         issue: IssueArguments,
+    },
+    /// Make a token for an edge that has no certificate. Its hubs keep the digest, and take two of one edge.
+    Token {
+        name: String,
+        /// The folder of the authority.
+        #[arg(long, value_name = "DIR")]
+        ca: PathBuf,
+        /// The folder to write to: the token, and who may be a hub.
+        #[arg(long, value_name = "DIR", required_unless_present_any = ["retire", "revoke"])]
+        out: Option<PathBuf>,
+        /// Make none; take only the newest of the edge from now on.
+        #[arg(long, conflicts_with_all = ["out", "revoke"])]
+        retire: bool,
+        /// Make none; take no token of the edge any more.
+        #[arg(long, conflicts_with = "out")]
+        revoke: bool,
     },
     /// Issue a new certificate for the one in a folder, with what is believed and revoked now.
     Renew {

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod show;
+mod token;
 
 pub(crate) use arguments::CertCommand;
 
@@ -10,7 +11,8 @@ use std::time::{Duration, SystemTime};
 
 use beamlog_net::certificates::{
     AUTHORITY_FILE, Authority, Certificate, IDENTITY_FILE, Identity, Issued, REVOKED_FILE, ROOTS_FILE,
-    Revocations, Revoked, certificates_of_pem, check_name, read_bounded, read_secret, write_atomically,
+    Revocations, Revoked, TOKENS_FILE, certificates_of_pem, check_name, read_bounded, read_secret,
+    write_atomically,
 };
 use beamlog_net::peer::Role;
 use serde_json::json;
@@ -44,6 +46,11 @@ pub(crate) fn cert(command: CertCommand, output: Output) -> Result<(), Failure> 
             issue_new(&name, role, &issue, output)
         }
         CertCommand::Edge { name, issue } => issue_new(&name, Role::Edge, &issue, output),
+        CertCommand::Token { name, ca, out, retire, .. } => match out {
+            Some(out) => token::make(&name, &ca, &out, output),
+            None if retire => token::retire(&name, &ca, output),
+            None => token::revoke(&name, &ca, output),
+        },
         CertCommand::Renew { dir, ca, days, trust_only } => renew(&dir, &ca, days, trust_only, output),
         CertCommand::Revoke { dir, name, serial } => revoke(&dir, name, serial, output),
         CertCommand::Show { path } => show(&path, output),
@@ -114,7 +121,7 @@ fn issue_new(name: &str, role: Role, issue: &IssueArguments, output: Output) -> 
     if path.exists() {
         return Err(Failure::failed(format!("{} exists; `beamlog cert renew` replaces it", path.display())));
     }
-    copy_trust(&issue.ca, &issue.out)?;
+    copy_trust(&issue.ca, &issue.out, role)?;
     let issued =
         authority.issue(&identity, SystemTime::now(), days(issue.days)).map_err(|error| failed(&error))?;
     write(&path, issued.pem.as_bytes())?;
@@ -138,7 +145,7 @@ fn renew(dir: &Path, ca: &Path, valid: i64, trust_only: bool, output: Output) ->
         )));
     }
     // What is believed first: the new certificate may be of an authority that this folder does not know yet.
-    copy_trust(ca, dir)?;
+    copy_trust(ca, dir, identity.role)?;
     if trust_only {
         return tell(&old, &format!("{} believes what {} does", dir.display(), ca.display()), output);
     }
@@ -173,13 +180,19 @@ fn revoke(dir: &Path, name: Option<String>, serial: Option<String>, output: Outp
     })
 }
 
-/// What the authority's folder believes and revokes, for a node.
-fn copy_trust(ca: &Path, dir: &Path) -> Result<(), Failure> {
+/// What the authority's folder believes and revokes, and for one that may be a hub the tokens of edges.
+fn copy_trust(ca: &Path, dir: &Path, role: Role) -> Result<(), Failure> {
     let roots = read_bounded(&ca.join(ROOTS_FILE)).map_err(|error| failed(&error))?;
     write(&dir.join(ROOTS_FILE), &roots)?;
-    let revoked = ca.join(REVOKED_FILE);
-    if revoked.exists() {
-        write(&dir.join(REVOKED_FILE), &read_bounded(&revoked).map_err(|error| failed(&error))?)?;
+    let lists: &[&str] = match role {
+        Role::Node => &[REVOKED_FILE, TOKENS_FILE],
+        Role::Witness | Role::Edge => &[REVOKED_FILE],
+    };
+    for name in lists {
+        let list = ca.join(name);
+        if list.exists() {
+            write(&dir.join(name), &read_bounded(&list).map_err(|error| failed(&error))?)?;
+        }
     }
     Ok(())
 }

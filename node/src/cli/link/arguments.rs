@@ -114,7 +114,7 @@ pub(crate) struct LinkSettings {
     /// Variable of the node's process with the password.
     #[arg(long, value_name = "VARIABLE")]
     pub(crate) password_env: Option<String>,
-    /// File with a token.
+    /// File with a token; of a hub: as `beamlog cert token` writes it, with --tls-ca-file.
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
     /// Variable with a token.

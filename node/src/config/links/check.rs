@@ -134,20 +134,33 @@ fn transport(link: &LinkTable, refuse: &mut impl FnMut(LinkProblem)) {
         (Some(_), Some(_)) => refuse(LinkProblem::TwoKinds),
         (Some(url), None) => {
             // Of a URL that cannot be used something else is told.
-            if link.certificates.is_none() && hub::address_of(url).is_some() {
-                refuse(LinkProblem::NoCertificates { url: url.clone() });
+            let token = match (&link.token_file, &link.token_env) {
+                (Some(_), _) => Some("token_file"),
+                (None, Some(_)) => Some("token_env"),
+                (None, None) => None,
+            };
+            match (&link.certificates, token) {
+                (None, None) if hub::address_of(url).is_some() => {
+                    refuse(LinkProblem::NoCertificates { url: url.clone() });
+                }
+                (Some(_), Some(token)) => {
+                    refuse(LinkProblem::Conflict { first: "certificates", second: token });
+                }
+                (None, Some(token)) if link.tls_ca_file.is_none() => {
+                    refuse(LinkProblem::Incomplete { key: token, missing: "tls_ca_file" });
+                }
+                (None, None | Some(_)) | (Some(_), None) => {}
             }
             let others = [
                 ("user", link.user.is_some()),
                 ("password_file", link.password_file.is_some()),
                 ("password_env", link.password_env.is_some()),
-                ("token_file", link.token_file.is_some()),
-                ("token_env", link.token_env.is_some()),
                 ("nkey_file", link.nkey_file.is_some()),
                 ("nkey_env", link.nkey_env.is_some()),
                 ("creds_file", link.creds_file.is_some()),
                 ("creds_env", link.creds_env.is_some()),
-                ("tls_ca_file", link.tls_ca_file.is_some()),
+                // A folder of certificates has its authorities; without any, that is what is told.
+                ("tls_ca_file", link.tls_ca_file.is_some() && link.certificates.is_some()),
                 ("tls_cert_file", link.tls_cert_file.is_some()),
                 ("tls_key_file", link.tls_key_file.is_some()),
                 ("tls_first", link.tls_first),

@@ -56,12 +56,17 @@ pub enum LinkProblem {
     Url { url: String },
     #[error("urls names a NATS server and a Beamlog hub: a link goes to one or the other")]
     TwoKinds,
-    #[error("{url} needs certificates: the folder that `beamlog cert edge` wrote")]
+    #[error(
+        "{url} needs certificates: the folder that `beamlog cert edge` wrote; or token_file and tls_ca_file: what \
+         `beamlog cert token` wrote"
+    )]
     NoCertificates { url: String },
     #[error("{key} does not go with {scheme} URLs")]
     KeyOfOtherTransport { key: &'static str, scheme: &'static str },
     #[error("the certificates in {path}: {problem}")]
     Certificates { path: String, problem: String },
+    #[error("the token for the hub: {problem}")]
+    Token { problem: String },
     #[error(
         "{url} has a user or password in it: use user with password_file or password_env, or token_file or \
          token_env"

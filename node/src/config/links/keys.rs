@@ -29,13 +29,22 @@ pub static LINK_KEYS: &[LinkKey] = &[
         "File with the password; one line. Read again at each reconnect, like every secret.",
     ),
     key("password_env", "text", "Variable with the password."),
-    key("token_file", "path", "File with a token."),
+    key(
+        "token_file",
+        "path",
+        "File with a token. With `quic://` the one that `beamlog cert token` writes, instead of certificates, and \
+         `tls_ca_file` with it.",
+    ),
     key("token_env", "text", "Variable with a token."),
     key("nkey_file", "path", "File with an nkey seed (`SU…`)."),
     key("nkey_env", "text", "Variable with an nkey seed."),
     key("creds_file", "path", "A `.creds` file: user JWT and seed."),
     key("creds_env", "text", "Variable with what a `.creds` file has."),
-    key("tls_ca_file", "path", "Certificate authorities to trust, in PEM; TLS is required then."),
+    key(
+        "tls_ca_file",
+        "path",
+        "Certificate authorities to trust, in PEM; TLS is required then. With a token for `quic://`: `roots.pem` beside it.",
+    ),
     key("tls_cert_file", "path", "Our certificate in PEM, for servers that ask for one."),
     key("tls_key_file", "path", "Its key."),
     key(

@@ -4,8 +4,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use beamlog_nats::link::hub::Pass;
 use beamlog_nats::link::rules::{
-    Credentials, LinkConfig, LinkTls, RequestConfig, RuleConfig, Secret, StartFrom,
+    Credentials, LinkConfig, LinkKind, LinkTls, RequestConfig, RuleConfig, Secret, StartFrom,
 };
 use beamlog_net::peer::Role;
 
@@ -26,7 +27,7 @@ pub(super) fn resolve(link: &LinkTable, environment: &Environment) -> Result<Lin
         let error = |problem| LinkError { link: link.name.clone(), place: Place::Link, problem };
         return Err(problems.into_iter().map(error).collect());
     }
-    Ok(LinkConfig {
+    let config = LinkConfig {
         name: link.name.clone(),
         urls: link.urls.clone(),
         credentials,
@@ -39,7 +40,19 @@ pub(super) fn resolve(link: &LinkTable, environment: &Environment) -> Result<Lin
         import: link.import.iter().map(rule).collect(),
         export: link.export.iter().map(rule).collect(),
         requests: link.requests.iter().filter_map(request).collect(),
-    })
+    };
+    match token_for_hub(&config) {
+        None => Ok(config),
+        Some(problem) => Err(vec![LinkError { link: link.name.clone(), place: Place::Link, problem }]),
+    }
+}
+
+/// Read again when it changes; what is wrong with it now is told now.
+fn token_for_hub(config: &LinkConfig) -> Option<LinkProblem> {
+    let is_hub = config.urls.iter().any(|url| LinkKind::of_url(url) == Some(LinkKind::Beamlog));
+    let pass = config.pass().filter(|pass| is_hub && matches!(pass, Pass::Token { .. }))?;
+    let error = crate::edges::load_pass(&pass).err()?;
+    Some(LinkProblem::Token { problem: crate::cli::err_chain(&error) })
 }
 
 /// A secret by file or by variable, under the names of its two keys.
