@@ -2,7 +2,8 @@
 //! never takes the node down with it: what fails there degrades the link, and local work goes on.
 //!
 //! * `rules`: what a link is told to do; `status`: how it is.
-//! * `runtime`: the handle, and one supervisor for each link; `connection`: one session with a server.
+//! * `runtime`: the handle; `supervisor`: one for each link; `context`: what a rule works with; `connection`: one
+//!   session with a server.
 //! * `hub`: sessions with a Beamlog hub, over a tunnel.
 //! * `import`, `export`: streams. `core`: core subjects and requests. `kv`: buckets.
 //!
@@ -10,6 +11,7 @@
 //! gone is sent on the next one, where it could arrive behind what was asked meanwhile.
 
 mod connection;
+mod context;
 mod core;
 mod dead;
 mod diff;
@@ -27,6 +29,7 @@ pub mod outside;
 pub mod rules;
 mod runtime;
 pub mod status;
+mod supervisor;
 mod trail;
 mod window;
 

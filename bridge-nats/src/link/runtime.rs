@@ -1,8 +1,5 @@
-//! The links of a node: which there are, and a supervisor for each that keeps one session and runs the
-//! rules over it. Links are added, removed, paused and resumed while the node runs.
-//!
-//! A rule is a task that asks its [`RuleContext`] for a session, works until that is lost, and asks again.
-//! It ends when the link stops. One that panics is begun anew.
+//! The links of a node: which there are, and a supervisor for each. Links are added, removed, paused and resumed
+//! while the node runs.
 //!
 //! Invariant: of one link at most one supervisor runs. One that is started again begins when the one before it
 //! has finished what it had in flight: two would take each other's messages from the cursors that they share.
@@ -10,7 +7,6 @@
 //! In a cluster every node knows the links, and the one that leads runs them; at the others they stand by.
 
 use std::collections::BTreeMap;
-use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,24 +14,19 @@ use std::time::Duration;
 use beamlog_router::Router;
 use thiserror::Error;
 use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tracing::{info, warn};
 
-use super::connection::{self, ConnectError, Session};
-use super::diff::RuleDiff;
-use super::hub::{Hubs, SharedHubs, Urgency};
-use super::limit::Limit;
-use super::rules::{CheckedLink, LinkConfig, LinkKind, Rule, RuleError};
+use super::diff::{self, RuleDiff};
+use super::hub::{Hubs, SharedHubs};
+use super::rules::{CheckedLink, LinkConfig, LinkKind, RuleError};
 use super::status::{LinkState, LinkStatus, Meter};
-use super::{core, diff, export, import, kv};
+use super::supervisor::Supervisor;
 
 /// Links of one node.
 const LINKS_MAX: usize = 64;
 /// How long a supervisor may take to finish before the next one of its link begins without it.
 const HANDOVER: Duration = Duration::from_secs(20);
-/// How long a link waits before it connects again: from the first to the longest, doubling, with jitter.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
 
 /// Why a link was not changed.
 #[derive(Debug, Error)]
@@ -90,16 +81,16 @@ struct Task {
 }
 
 /// What a link shows, whoever runs it.
-struct Shared {
-    meters: Vec<Arc<Meter>>,
-    reconnects: AtomicU64,
+pub(super) struct Shared {
+    pub(super) meters: Vec<Arc<Meter>>,
+    pub(super) reconnects: AtomicU64,
     words: Mutex<Words>,
 }
 
-struct Words {
+pub(super) struct Words {
     state: LinkState,
     server: Option<String>,
-    last_error: Option<String>,
+    pub(super) last_error: Option<String>,
 }
 
 impl std::fmt::Debug for Links {
@@ -389,11 +380,11 @@ impl Running {
 }
 
 impl Shared {
-    fn words(&self) -> MutexGuard<'_, Words> {
+    pub(super) fn words(&self) -> MutexGuard<'_, Words> {
         self.words.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set(&self, state: LinkState, server: Option<String>) {
+    pub(super) fn set(&self, state: LinkState, server: Option<String>) {
         let mut words = self.words();
         if let LinkState::Degraded { cause } = &state {
             words.last_error = Some(cause.clone());
@@ -401,328 +392,10 @@ impl Shared {
         (words.state, words.server) = (state, server);
     }
 }
-
-/// A cause, with what the server said if it denied something to this session.
-pub(crate) fn explained(session: &Session, cause: String) -> String {
-    let said = session.cause();
-    if said.to_lowercase().contains("permissions violation") { format!("{cause} ({said})") } else { cause }
-}
-
 /// Waits until a supervisor that was told to stop has finished. *Cancel safety*: when dropped, it goes on.
 async fn finished(mut before: JoinHandle<()>) {
     if tokio::time::timeout(HANDOVER, &mut before).await.is_err() {
         before.abort();
         drop(before.await);
-    }
-}
-
-/// What a rule works with.
-#[derive(Clone)]
-pub(crate) struct RuleContext {
-    pub(crate) router: Router,
-    /// Other nodes may run the link after this one: what it leaves there is not this node's.
-    pub(crate) is_clustered: bool,
-    /// The name of the link.
-    pub(crate) link: Arc<str>,
-    pub(crate) meter: Arc<Meter>,
-    /// Of the rule's direction: who stores something lets its bytes pass here first.
-    pub(crate) limit: Arc<Limit>,
-    sessions: watch::Receiver<Option<Session>>,
-    stop: watch::Receiver<bool>,
-    resync: watch::Receiver<u64>,
-}
-
-impl RuleContext {
-    /// The session there is now, or the next one; `None` when the link stops: finish and return.
-    /// *Cancel safety*: may be dropped.
-    pub(crate) async fn session(&mut self) -> Option<Session> {
-        loop {
-            if self.is_stopping() {
-                return None;
-            }
-            let now = self.sessions.borrow_and_update().clone();
-            if let Some(session) = now.filter(|session| !session.is_lost()) {
-                return Some(session);
-            }
-            let mut stop = self.stop.clone();
-            tokio::select! {
-                changed = self.sessions.changed() => changed.ok()?,
-                _ = stop.wait_for(|stop| *stop) => return None,
-            }
-        }
-    }
-
-    /// The rule works; said in the log when it did not before.
-    pub(crate) fn running(&self, rule: &str) {
-        if self.meter.running() {
-            info!(link = %self.link, rule, "a rule of a link works again");
-        }
-    }
-
-    /// The rule cannot work now and keeps trying; said in the log when the cause is new.
-    pub(crate) fn degraded(&self, rule: &str, cause: String) {
-        if self.meter.degraded(cause.as_str()) {
-            warn!(link = %self.link, rule, cause, "a rule of a link cannot work; it keeps trying");
-        }
-    }
-
-    pub(crate) fn is_stopping(&self) -> bool {
-        *self.stop.borrow() || self.stop.has_changed().is_err()
-    }
-
-    /// Resolves when the link is to stop. *Cancel safety*: may be dropped.
-    pub(crate) async fn stopping(&self) {
-        let mut stop = self.stop.clone();
-        // A sender that is gone means the same.
-        drop(stop.wait_for(|stop| *stop).await.map(drop));
-    }
-
-    /// Resolves when somebody asks that both sides be compared anew. *Cancel safety*: may be dropped.
-    pub(crate) async fn resync_wanted(&mut self) {
-        if self.resync.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    }
-
-    /// Waits before something is tried again; `false` when the link stops.
-    pub(crate) async fn wait(&self, duration: Duration) -> bool {
-        tokio::select! {
-            () = tokio::time::sleep(duration) => true,
-            () = self.stopping() => false,
-        }
-    }
-}
-
-/// Waits that double, with jitter, until something works.
-#[derive(Debug)]
-pub(crate) struct Backoff {
-    next: Duration,
-    first: Duration,
-    longest: Duration,
-}
-
-impl Backoff {
-    pub(crate) fn new(first: Duration, longest: Duration) -> Self {
-        Self { next: first, first, longest }
-    }
-
-    /// The time to wait now: between half of it and all of it, so that many do not come at once.
-    pub(crate) fn next(&mut self) -> Duration {
-        let whole = self.next;
-        self.next = (whole * 2).min(self.longest);
-        let half = whole / 2;
-        half + half.mul_f64(connection::random_fraction())
-    }
-
-    pub(crate) fn reset(&mut self) {
-        self.next = self.first;
-    }
-}
-
-/// The sessions of one connection of the link.
-#[derive(Clone)]
-struct Both {
-    bulk: Session,
-    /// Of a hub only.
-    express: Option<Session>,
-}
-
-impl Both {
-    /// Resolves when either is gone, with the cause.
-    async fn lost(&self) -> String {
-        let express = async {
-            match &self.express {
-                Some(session) => session.lost().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = self.bulk.lost() => self.bulk.cause(),
-            () = express => self.express.as_ref().unwrap_or(&self.bulk).cause(),
-        }
-    }
-}
-
-/// Where rules find their session.
-struct Sessions {
-    bulk: watch::Sender<Option<Session>>,
-    express: Option<watch::Sender<Option<Session>>>,
-}
-
-impl Sessions {
-    fn new(kind: LinkKind) -> Self {
-        let express = match kind {
-            LinkKind::Nats => None,
-            LinkKind::Beamlog => Some(watch::Sender::new(None)),
-        };
-        Self { bulk: watch::Sender::new(None), express }
-    }
-
-    fn of(&self, rule: &Rule) -> &watch::Sender<Option<Session>> {
-        let waits = match rule {
-            Rule::ImportSubject(_) | Rule::ExportSubject(_) | Rule::Requests(_) => true,
-            Rule::ImportStream(_) | Rule::ExportStream(_) | Rule::ImportBucket(_) | Rule::ExportBucket(_) => {
-                false
-            }
-        };
-        self.express.as_ref().filter(|_| waits).unwrap_or(&self.bulk)
-    }
-
-    fn set(&self, both: Option<Both>) {
-        let (bulk, express) = both.map_or((None, None), |both| (Some(both.bulk), both.express));
-        self.bulk.send_replace(bulk);
-        if let Some(sessions) = &self.express {
-            sessions.send_replace(express);
-        }
-    }
-}
-
-struct Supervisor {
-    router: Router,
-    is_clustered: bool,
-    hubs: SharedHubs,
-    link: CheckedLink,
-    shared: Arc<Shared>,
-    stop: watch::Receiver<bool>,
-    resync: watch::Receiver<u64>,
-}
-
-impl Supervisor {
-    async fn run(self) {
-        let sessions = Sessions::new(self.link.kind);
-        let mut rules = JoinSet::new();
-        let rate = self.link.config.bytes_per_second;
-        let limits = [Arc::new(Limit::new(rate)), Arc::new(Limit::new(rate))];
-        for (at, rule) in self.link.rules.iter().enumerate() {
-            let limit = &limits[usize::from(rule.is_inward())];
-            let sessions = sessions.of(rule);
-            rules.spawn(supervise_rule(self.context(at, sessions, limit), rule.clone()));
-        }
-        let context = self.bare_context(&sessions.bulk, &limits[0]);
-        tokio::select! {
-            () = self.keep_connected(&sessions, &context) => {}
-            () = context.stopping() => {}
-        }
-        // Rules finish what is in flight over the session that there is; whoever drains bounds it.
-        while rules.join_next().await.is_some() {}
-        sessions.set(None);
-    }
-
-    fn bare_context(&self, sessions: &watch::Sender<Option<Session>>, limit: &Arc<Limit>) -> RuleContext {
-        RuleContext {
-            router: self.router.clone(),
-            is_clustered: self.is_clustered,
-            link: self.link.config.name.as_str().into(),
-            meter: Arc::default(),
-            limit: Arc::clone(limit),
-            sessions: sessions.subscribe(),
-            stop: self.stop.clone(),
-            resync: self.resync.clone(),
-        }
-    }
-
-    fn context(
-        &self,
-        rule: usize,
-        sessions: &watch::Sender<Option<Session>>,
-        limit: &Arc<Limit>,
-    ) -> RuleContext {
-        RuleContext { meter: Arc::clone(&self.shared.meters[rule]), ..self.bare_context(sessions, limit) }
-    }
-
-    /// To a hub there are two sessions, so that what somebody waits for does not wait behind what is stored.
-    async fn connect(&self) -> Result<(Both, String), ConnectError> {
-        let connect = |urgency| connection::connect(&self.link.config, &self.hubs, urgency);
-        let (bulk, server) = connect(Urgency::Bulk).await?;
-        let express = match self.link.kind {
-            LinkKind::Nats => None,
-            LinkKind::Beamlog => Some(connect(Urgency::Express).await?.0),
-        };
-        Ok((Both { bulk, express }, server))
-    }
-
-    async fn keep_connected(&self, sessions: &Sessions, context: &RuleContext) {
-        let link = self.link.config.name.as_str();
-        let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
-        let mut connected_before = false;
-        loop {
-            let (both, server) = match self.connect().await {
-                Ok(connected) => connected,
-                Err(error) => {
-                    let cause = error.to_string();
-                    let known = self.shared.words().last_error.as_deref() == Some(cause.as_str());
-                    // Said once, not at every attempt.
-                    if !known {
-                        warn!(link, cause, "a link cannot connect; it keeps trying");
-                    }
-                    self.shared.set(LinkState::Degraded { cause }, None);
-                    if !context.wait(backoff.next()).await {
-                        return;
-                    }
-                    continue;
-                }
-            };
-            if connected_before {
-                self.shared.reconnects.fetch_add(1, Ordering::Relaxed);
-            }
-            connected_before = true;
-            info!(link, server, "a link is connected");
-            self.shared.set(LinkState::Connected, Some(server));
-            sessions.set(Some(both.clone()));
-            let begun = Instant::now();
-            let cause = both.lost().await;
-            sessions.set(None);
-            warn!(link, cause, "a link lost its connection");
-            self.shared.set(LinkState::Degraded { cause }, None);
-            // A server that lets us in and throws us out again is not asked in a circle.
-            if begun.elapsed() > BACKOFF.1 {
-                backoff.reset();
-            }
-            if !context.wait(backoff.next()).await {
-                return;
-            }
-        }
-    }
-}
-
-async fn supervise_rule(context: RuleContext, rule: Rule) {
-    let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
-    loop {
-        let running = tokio::spawn(run_rule(context.clone(), rule.clone()));
-        let abort = AbortOnDrop(running.abort_handle());
-        let ended = running.await;
-        drop(abort);
-        match ended {
-            Ok(()) => return,
-            Err(error) => {
-                // Only a bug gets here; the others go on.
-                warn!(link = %context.link, rule = rule.label(), err = %error, "a rule of a link failed");
-                context.meter.degraded("internal error; begun anew");
-            }
-        }
-        if !context.wait(backoff.next()).await {
-            return;
-        }
-    }
-}
-
-/// A rule does not outlive its supervisor.
-struct AbortOnDrop(tokio::task::AbortHandle);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-fn run_rule(context: RuleContext, rule: Rule) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
-    match rule {
-        Rule::ImportStream(rule) => Box::pin(import::run(context, rule)),
-        Rule::ExportStream(rule) => Box::pin(export::run(context, rule)),
-        Rule::ImportSubject(rule) => Box::pin(core::run_import(context, rule)),
-        Rule::ExportSubject(rule) => Box::pin(core::run_export(context, rule)),
-        Rule::Requests(rule) => Box::pin(core::run_requests(context, rule)),
-        Rule::ImportBucket(rule) => Box::pin(kv::run_import(context, rule)),
-        Rule::ExportBucket(rule) => Box::pin(kv::run_export(context, rule)),
     }
 }

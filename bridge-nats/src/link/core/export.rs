@@ -11,8 +11,8 @@ use super::outgoing::{Outgoing, Subscription, Wanted, is_of_system};
 use super::path::{self, Waypoint};
 use super::{BACKOFF, BATCH_MAX, Ended, cluster_of, group_here, is_about_publish, this_node};
 use crate::link::connection::Session;
+use crate::link::context::{Backoff, RuleContext};
 use crate::link::rules::{Rule, SubjectRule};
-use crate::link::runtime::{Backoff, RuleContext};
 use crate::link::status::Meter;
 use crate::link::{headers, mapping};
 

@@ -8,8 +8,8 @@ use super::incoming::{Incoming, MESSAGE_BYTES_MAX, is_acceptable};
 use super::path::{self, Waypoint};
 use super::{BACKOFF, BATCH_MAX, Ended, cluster_of, group_there, is_about_subscription, this_node};
 use crate::link::connection::Session;
+use crate::link::context::{Backoff, RuleContext};
 use crate::link::rules::{Rule, SubjectRule};
-use crate::link::runtime::{Backoff, RuleContext};
 use crate::link::{headers, mapping};
 
 pub(crate) async fn run_import(mut context: RuleContext, rule: SubjectRule) {

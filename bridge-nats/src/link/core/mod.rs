@@ -19,7 +19,7 @@ pub(crate) use requests::run_requests;
 
 use self::path::Waypoint;
 use super::connection::Session;
-use super::runtime::RuleContext;
+use super::context::RuleContext;
 
 /// How long a rule that the other side refused waits before it tries again: from the first to the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));

@@ -22,8 +22,8 @@ use super::outgoing::{Outgoing, Subscription, Wanted};
 use super::path::{self, Waypoint};
 use super::{BACKOFF, Ended, cluster_of, group_here, group_there, is_about_subscription, this_node};
 use crate::link::connection::Session;
+use crate::link::context::{Backoff, RuleContext};
 use crate::link::rules::{Direction, RequestRule, Rule};
-use crate::link::runtime::{Backoff, RuleContext};
 use crate::link::{headers, mapping};
 
 /// Requests of one rule that wait for their answer. More wait in the buffer, and beyond that there is nobody

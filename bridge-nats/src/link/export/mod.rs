@@ -20,7 +20,7 @@ use super::dead::{self, Letter};
 use super::local::{self, Delivered, LocalConsumer, LocalError};
 use super::mapping;
 use super::rules::{ExportStream, Rule};
-use super::runtime::{Backoff, RuleContext, explained};
+use super::context::{Backoff, RuleContext, explained};
 use super::trail::{self, StreamKey, Trail};
 use super::window::{After, Phase, Runs, Send, Settled, Verdict, Window};
 

@@ -17,10 +17,10 @@ use tokio::time::Instant;
 
 use self::upstream::{Arrived, Upstream};
 use super::connection::Session;
+use super::context::{Backoff, RuleContext, explained};
 use super::dead::{self, Letter};
 use super::export::age_seconds;
 use super::rules::{ImportStream, Rule};
-use super::runtime::{Backoff, RuleContext, explained};
 use super::trail::{self, StreamKey, Trail};
 use super::window::{After, Phase, Send, Verdict, Window};
 use super::{local, mapping};

@@ -8,8 +8,8 @@ use futures_util::stream::{self, StreamExt};
 use super::Ended;
 use super::version::{BucketId, Entry, Policy, Version, may_replace};
 use crate::link::connection::Session;
+use crate::link::context::RuleContext;
 use crate::link::dead::{self, Letter};
-use crate::link::runtime::RuleContext;
 use crate::link::trail::{self, StreamKey};
 
 /// Keys that are written at a time.

@@ -21,8 +21,8 @@ use beamlog_router::Router;
 
 use self::version::{Policy, Version};
 use super::connection::Session;
+use super::context::{Backoff, RuleContext};
 use super::rules::{BucketConflict, BucketRule, Rule};
-use super::runtime::{Backoff, RuleContext};
 
 /// How long a rule that one side refused waits before it tries again: from the first to the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
