@@ -23,9 +23,9 @@ use crate::contender::Contender;
 use crate::figures::{Durability, Figures, Load, RATE};
 use crate::report::{Comparison, Goal};
 
-const MESSAGE_BYTES: usize = 256;
+pub(super) const MESSAGE_BYTES: usize = 256;
 /// What a link has on its way at once.
-const IN_FLIGHT: usize = 1024;
+pub(super) const IN_FLIGHT: usize = 1024;
 const US: &str = "link";
 const ALONE: &str = "async-nats alone";
 /// Longer than any of it takes.
@@ -73,7 +73,7 @@ async fn round(url: &str, folder: &Path, messages: u64) -> Result<Round, RowErro
         let config = Config { name: name.into(), subjects: vec![subject.into()], ..Config::default() };
         context.create_stream(config).await?;
     }
-    let published = publish(&context, messages).await?;
+    let published = publish(&context, "base", messages).await?;
     let consumed = consume(&context, messages).await?;
 
     let wire = Arc::new(NatsWire::new());
@@ -99,7 +99,11 @@ async fn round(url: &str, folder: &Path, messages: u64) -> Result<Round, RowErro
     Ok(Round { published, exported, consumed, imported })
 }
 
-async fn publish(context: &Context, messages: u64) -> Result<Duration, RowError> {
+pub(super) async fn publish(
+    context: &Context,
+    subject: &'static str,
+    messages: u64,
+) -> Result<Duration, RowError> {
     let payload = bytes::Bytes::from(vec![b'x'; MESSAGE_BYTES]);
     let start = Instant::now();
     let mut acks = FuturesUnordered::new();
@@ -107,7 +111,7 @@ async fn publish(context: &Context, messages: u64) -> Result<Duration, RowError>
         if acks.len() >= IN_FLIGHT {
             acks.next().await.transpose()?;
         }
-        let ack = context.publish("base", payload.clone()).await?;
+        let ack = context.publish(subject, payload.clone()).await?;
         acks.push(ack.into_future());
     }
     while let Some(ack) = acks.next().await {
@@ -173,7 +177,7 @@ async fn stored(router: &Router, stream: &str) -> Result<u64, RowError> {
     })
 }
 
-async fn until(
+pub(super) async fn until(
     start: Instant,
     messages: u64,
     mut count: impl AsyncFnMut() -> Result<u64, RowError>,

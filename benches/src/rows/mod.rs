@@ -2,6 +2,7 @@
 
 pub mod cluster;
 pub mod consume;
+pub mod edge;
 pub mod engine;
 pub mod link;
 pub mod many;
@@ -100,12 +101,13 @@ pub fn run(row: u8, plan: &Plan) -> Result<Vec<Comparison>, RowError> {
         11 => start::row_11(plan),
         12 => link::row_12(plan),
         13 => tasks::row_13(plan),
-        other => Err(format!("there is no row {other}; there are 1 2 3 4 5 6 8 9 10 11 12 13").into()),
+        14 => edge::row_14(plan),
+        other => Err(format!("there is no row {other}; there are 1 2 3 4 5 6 8 9 10 11 12 13 14").into()),
     }
 }
 
 /// The rows there are.
-pub const ROWS: [u8; 12] = [1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13];
+pub const ROWS: [u8; 13] = [1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14];
 
 /// Sets CPU per message and peak memory of a server, `before` being what it had used at the start.
 fn set_usage(figures: &mut Figures, server: &Server, before: Usage, messages: u64) {
