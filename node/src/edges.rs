@@ -263,7 +263,8 @@ impl Hubs for EdgeDialer {
         urgency: hub::Urgency,
     ) -> Pin<Box<dyn Future<Output = Result<hub::Tunnel, NoTunnel>> + Send + 'a>> {
         let urgency = match urgency {
-            hub::Urgency::Bulk => Urgency::Bulk,
+            hub::Urgency::Outward => Urgency::Outward,
+            hub::Urgency::Inward => Urgency::Inward,
             hub::Urgency::Express => Urgency::Express,
         };
         Box::pin(async move {

@@ -16,6 +16,8 @@ use super::rules::{Credentials, LinkConfig, LinkKind, LinkTls, Secret};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often an idle connection is tried; two that are not answered end it.
 const PING_INTERVAL: Duration = Duration::from_secs(3);
+/// The same to a hub. QUIC tells sooner that a hub is gone, and an answer may stand behind much on a narrow path.
+const HUB_PING_INTERVAL: Duration = Duration::from_secs(30);
 /// How long an answer of the JetStream API may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Errors of a server that wait for the rules to look at them.
@@ -169,14 +171,16 @@ async fn connect_to(
     let (lose, lost) = watch::channel(false);
     let lose = Arc::new(lose);
     let told = Arc::new(Told::default());
-    let (identity, url, tls) = match LinkKind::of_url(&address.url) {
+    let (identity, url, tls, ping_interval) = match LinkKind::of_url(&address.url) {
         Some(LinkKind::Beamlog) => {
             let loopback = to_hub(config, address, hubs, urgency, &told).await?;
             // TLS is between this node and the hub, and not on the way to the loopback.
-            (Identity::Token(loopback.token), format!("nats://{}", loopback.address), LinkTls::default())
+            let url = format!("nats://{}", loopback.address);
+            (Identity::Token(loopback.token), url, LinkTls::default(), HUB_PING_INTERVAL)
         }
         Some(LinkKind::Nats) | None => {
-            (Identity::read(&config.credentials, address).await?, address.url.clone(), config.tls.clone())
+            let identity = Identity::read(&config.credentials, address).await?;
+            (identity, address.url.clone(), config.tls.clone(), PING_INTERVAL)
         }
     };
     let events = Arc::clone(&told);
@@ -195,7 +199,7 @@ async fn connect_to(
     .max_reconnects(1)
     .reconnect_delay_callback(|_| Duration::ZERO)
     .connection_timeout(CONNECT_TIMEOUT)
-    .ping_interval(PING_INTERVAL)
+    .ping_interval(ping_interval)
     .request_timeout(Some(REQUEST_TIMEOUT))
     .client_capacity(4096)
     .event_callback(move |event| {

@@ -41,7 +41,7 @@ pub struct Side {
 
 /// Compares every rule of a link that stores something.
 pub(super) async fn compare(router: &Router, link: &CheckedLink, hubs: &SharedHubs) -> Vec<RuleDiff> {
-    let session = connection::connect(&link.config, hubs, Urgency::Bulk).await;
+    let session = connection::connect(&link.config, hubs, Urgency::Inward).await;
     let mut diffs = Vec::new();
     for rule in &link.rules {
         let Some((here, there)) = streams(rule) else { continue };

@@ -32,12 +32,14 @@ const LINE_BYTES_MAX: usize = 16 << 10;
 /// Carried at once.
 const CHUNK: usize = 64 << 10;
 
-/// What goes first when the path is narrower than what waits.
+/// What a tunnel carries, and so what goes first when the path is narrower than what waits.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Urgency {
-    /// Streams and buckets.
-    Bulk,
-    /// Core subjects and requests.
+    /// Streams and buckets that go to the hub; their acks come back.
+    Outward,
+    /// Streams and buckets that come from the hub; their acks go there, before what is stored.
+    Inward,
+    /// Core subjects and requests, before everything.
     Express,
 }
 

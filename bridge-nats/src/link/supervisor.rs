@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use beamlog_router::Router;
+use futures_util::future::select_all;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -26,62 +27,65 @@ use super::{core, export, import, kv};
 /// How long a link waits before it connects again: from the first to the longest, doubling, with jitter.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
 
-/// The sessions of one connection of the link.
-#[derive(Clone)]
-struct Both {
-    bulk: Session,
-    /// Of a hub only.
-    express: Option<Session>,
-}
-
-impl Both {
-    /// Resolves when either is gone, with the cause.
-    async fn lost(&self) -> String {
-        let express = async {
-            match &self.express {
-                Some(session) => session.lost().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = self.bulk.lost() => self.bulk.cause(),
-            () = express => self.express.as_ref().unwrap_or(&self.bulk).cause(),
-        }
-    }
-}
-
-/// Where rules find their session.
+/// Where rules find their session: to NATS there is one, to a hub one for what goes there, one for what comes from
+/// there and one for what somebody waits for, so that none stands behind another.
 struct Sessions {
-    bulk: watch::Sender<Option<Session>>,
-    express: Option<watch::Sender<Option<Session>>>,
+    first: watch::Sender<Option<Session>>,
+    /// To a hub.
+    others: Option<Others>,
+}
+
+struct Others {
+    inward: watch::Sender<Option<Session>>,
+    express: watch::Sender<Option<Session>>,
 }
 
 impl Sessions {
     fn new(kind: LinkKind) -> Self {
-        let express = match kind {
+        let others = match kind {
             LinkKind::Nats => None,
-            LinkKind::Beamlog => Some(watch::Sender::new(None)),
+            LinkKind::Beamlog => {
+                Some(Others { inward: watch::Sender::new(None), express: watch::Sender::new(None) })
+            }
         };
-        Self { bulk: watch::Sender::new(None), express }
+        Self { first: watch::Sender::new(None), others }
     }
 
     fn of(&self, rule: &Rule) -> &watch::Sender<Option<Session>> {
-        let waits = match rule {
-            Rule::ImportSubject(_) | Rule::ExportSubject(_) | Rule::Requests(_) => true,
-            Rule::ImportStream(_) | Rule::ExportStream(_) | Rule::ImportBucket(_) | Rule::ExportBucket(_) => {
-                false
-            }
-        };
-        self.express.as_ref().filter(|_| waits).unwrap_or(&self.bulk)
-    }
-
-    fn set(&self, both: Option<Both>) {
-        let (bulk, express) = both.map_or((None, None), |both| (Some(both.bulk), both.express));
-        self.bulk.send_replace(bulk);
-        if let Some(sessions) = &self.express {
-            sessions.send_replace(express);
+        let Some(others) = &self.others else { return &self.first };
+        match rule {
+            Rule::ExportStream(_) | Rule::ExportBucket(_) => &self.first,
+            Rule::ImportStream(_) | Rule::ImportBucket(_) => &others.inward,
+            Rule::ImportSubject(_) | Rule::ExportSubject(_) | Rule::Requests(_) => &others.express,
         }
     }
+
+    /// In the order in which sessions are handed to [`Self::set`].
+    fn urgencies(&self) -> &'static [Urgency] {
+        match self.others {
+            None => &[Urgency::Outward],
+            Some(_) => &[Urgency::Outward, Urgency::Inward, Urgency::Express],
+        }
+    }
+
+    /// None of them when the link is not connected.
+    fn set(&self, sessions: &[Session]) {
+        let others = self.others.iter().flat_map(|others| [&others.inward, &others.express]);
+        for (at, sender) in std::iter::once(&self.first).chain(others).enumerate() {
+            sender.send_replace(sessions.get(at).cloned());
+        }
+    }
+}
+
+/// Resolves when one of them is gone, with the cause.
+async fn lost(sessions: &[Session]) -> String {
+    let each = sessions.iter().map(|session| {
+        Box::pin(async move {
+            session.lost().await;
+            session.cause()
+        })
+    });
+    select_all(each).await.0
 }
 
 pub(super) struct Supervisor {
@@ -105,14 +109,14 @@ impl Supervisor {
             let sessions = sessions.of(rule);
             rules.spawn(supervise_rule(self.context(at, sessions, limit), rule.clone()));
         }
-        let context = self.bare_context(&sessions.bulk, &limits[0]);
+        let context = self.bare_context(&sessions.first, &limits[0]);
         tokio::select! {
             () = self.keep_connected(&sessions, &context) => {}
             () = context.stopping() => {}
         }
         // Rules finish what is in flight over the session that there is; whoever drains bounds it.
         while rules.join_next().await.is_some() {}
-        sessions.set(None);
+        sessions.set(&[]);
     }
 
     fn bare_context(&self, sessions: &watch::Sender<Option<Session>>, limit: &Arc<Limit>) -> RuleContext {
@@ -137,15 +141,17 @@ impl Supervisor {
         RuleContext { meter: Arc::clone(&self.shared.meters[rule]), ..self.bare_context(sessions, limit) }
     }
 
-    /// To a hub there are two sessions, so that what somebody waits for does not wait behind what is stored.
-    async fn connect(&self) -> Result<(Both, String), ConnectError> {
-        let connect = |urgency| connection::connect(&self.link.config, &self.hubs, urgency);
-        let (bulk, server) = connect(Urgency::Bulk).await?;
-        let express = match self.link.kind {
-            LinkKind::Nats => None,
-            LinkKind::Beamlog => Some(connect(Urgency::Express).await?.0),
-        };
-        Ok((Both { bulk, express }, server))
+    /// All sessions, and the server of the first.
+    async fn connect(&self, urgencies: &[Urgency]) -> Result<(Vec<Session>, String), ConnectError> {
+        let mut connected = Vec::new();
+        let mut servers = Vec::new();
+        for urgency in urgencies {
+            let (session, server) = connection::connect(&self.link.config, &self.hubs, *urgency).await?;
+            connected.push(session);
+            servers.push(server);
+        }
+        let first = servers.into_iter().next().ok_or(ConnectError::NoAddress)?;
+        Ok((connected, first))
     }
 
     async fn keep_connected(&self, sessions: &Sessions, context: &RuleContext) {
@@ -153,7 +159,7 @@ impl Supervisor {
         let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
         let mut connected_before = false;
         loop {
-            let (both, server) = match self.connect().await {
+            let (connected, server) = match self.connect(sessions.urgencies()).await {
                 Ok(connected) => connected,
                 Err(error) => {
                     let cause = error.to_string();
@@ -175,10 +181,10 @@ impl Supervisor {
             connected_before = true;
             info!(link, server, "a link is connected");
             self.shared.set(LinkState::Connected, Some(server));
-            sessions.set(Some(both.clone()));
+            sessions.set(&connected);
             let begun = Instant::now();
-            let cause = both.lost().await;
-            sessions.set(None);
+            let cause = lost(&connected).await;
+            sessions.set(&[]);
             warn!(link, cause, "a link lost its connection");
             self.shared.set(LinkState::Degraded { cause }, None);
             // A server that lets us in and throws us out again is not asked in a circle.

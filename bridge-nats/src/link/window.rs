@@ -13,6 +13,9 @@
 //! come to lie, says that those before it were. So most are sent without asking. Only such as were never sent before
 //! (no copy of them is under way that could stand in for another), and after any trouble all ask for a while. What
 //! an answer does not settle is compared.
+//!
+//! **Pace.** What is on its way is as much as the path carries in about a second, told by how long answers take: what
+//! waits in buffers on a narrow path is in the way of everything else, and is not answered in time.
 
 use std::collections::VecDeque;
 
@@ -76,6 +79,11 @@ pub(crate) struct Runs {
     pub(crate) age_max: u64,
     /// So many messages ask after something was amiss.
     pub(crate) careful: usize,
+    /// Bytes that may always be on their way.
+    pub(crate) bytes_min: usize,
+    /// An answer that takes less lets more be on its way; one that takes more, less.
+    pub(crate) quick: u64,
+    pub(crate) slow: u64,
 }
 
 /// What the window wants next.
@@ -101,6 +109,11 @@ pub(crate) struct Window<M> {
     bytes_max: usize,
     bytes: usize,
     in_flight: usize,
+    in_flight_bytes: usize,
+    /// What may be on its way now; always within `bytes_max`.
+    pace: usize,
+    /// When it was made less.
+    slowed: Option<u64>,
     phase: Phase,
     chained: bool,
     /// `None`: every message asks.
@@ -157,6 +170,9 @@ impl<M> Window<M> {
             bytes_max,
             bytes: 0,
             in_flight: 0,
+            in_flight_bytes: 0,
+            pace: bytes_max,
+            slowed: None,
             phase: Phase::Offline,
             chained: false,
             runs: None,
@@ -173,7 +189,8 @@ impl<M> Window<M> {
 
     /// One in which most messages of a chain are sent without asking.
     pub(crate) fn in_runs(messages_max: usize, bytes_max: usize, runs: Runs) -> Self {
-        Self { runs: Some(runs), ..Self::new(messages_max, bytes_max) }
+        let pace = runs.bytes_min.min(bytes_max);
+        Self { runs: Some(runs), pace, ..Self::new(messages_max, bytes_max) }
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -241,6 +258,9 @@ impl<M> Window<M> {
     /// The connection is gone: whether what was in flight arrived is unknown.
     pub(crate) fn offline(&mut self) {
         self.doubt(|_| true);
+        // The next path may be another one.
+        self.pace = self.runs.map_or(self.bytes_max, |runs| runs.bytes_min.min(self.bytes_max));
+        self.slowed = None;
         self.phase = Phase::Offline;
     }
 
@@ -263,6 +283,7 @@ impl<M> Window<M> {
             {
                 (entry.state, entry.suspect) = (State::Waiting, true);
                 self.in_flight -= 1;
+                self.in_flight_bytes -= entry.bytes;
                 any = true;
             }
         }
@@ -313,7 +334,9 @@ impl<M> Window<M> {
 
     /// The next message to send, at the time `now`.
     pub(crate) fn next_send(&mut self, now: u64) -> Option<Send<'_, M>> {
-        if self.phase != Phase::Sending {
+        // Not in the middle of a run: whoever asks would be missing.
+        let is_full = self.in_flight_bytes >= self.pace && self.in_flight > 0 && self.run.messages == 0;
+        if self.phase != Phase::Sending || is_full {
             return None;
         }
         while self.entries.get(self.next).is_some_and(|entry| entry.state != State::Waiting) {
@@ -334,7 +357,9 @@ impl<M> Window<M> {
         });
         self.place = self.place.map(|last| last + 1);
         let may_be_silent = self.careful == 0 && !entry.was_sent && self.place.is_some();
-        let asks = is_last || self.must_ask || !goes_on || !may_be_silent;
+        self.in_flight_bytes += entry.bytes;
+        let is_full = self.in_flight_bytes >= self.pace;
+        let asks = is_last || is_full || self.must_ask || !goes_on || !may_be_silent;
         self.must_ask = false;
         if asks {
             self.run = Run::default();
@@ -350,6 +375,27 @@ impl<M> Window<M> {
             self.after = After::Ours(entry.sequence);
         }
         Some(Send { sequence: entry.sequence, message: &entry.message, after, asks })
+    }
+
+    /// As [`Self::answered`], at the time `now`: how long it took tells how much the path carries.
+    pub(crate) fn answered_at(&mut self, sequence: u64, verdict: Verdict, now: u64) -> Option<Settled> {
+        let at = self.entries.binary_search_by_key(&sequence, |entry| entry.sequence).ok()?;
+        let took = self.entries.get(at).and_then(|entry| match entry.state {
+            State::InFlight { since, .. } => Some(now.saturating_sub(since)),
+            State::Waiting | State::Parking | State::Done => None,
+        });
+        let settled = self.answered(sequence, verdict)?;
+        if let (Some(took), Some(runs)) = (took, self.runs) {
+            if took < runs.quick {
+                let more = usize::try_from(settled.bytes).unwrap_or(usize::MAX);
+                self.pace = self.pace.saturating_add(more).min(self.bytes_max);
+            } else if took > runs.slow && self.slowed.is_none_or(|at| now.saturating_sub(at) > runs.slow) {
+                // Once for all that was on its way together.
+                self.slowed = Some(now);
+                self.pace = (self.pace / 2).max(runs.bytes_min.min(self.bytes_max));
+            }
+        }
+        Some(settled)
     }
 
     /// The other side answered. `None`: nobody asked, or it was given up.
@@ -369,6 +415,7 @@ impl<M> Window<M> {
             Verdict::OutOfOrder => (entry.state, entry.suspect) = (State::Waiting, true),
         }
         self.in_flight -= 1;
+        self.in_flight_bytes -= entry.bytes;
         let tells = match verdict {
             Verdict::Stored(there) => place == Some(there),
             Verdict::Arrived | Verdict::Again | Verdict::OutOfOrder | Verdict::Never => false,
@@ -402,6 +449,7 @@ impl<M> Window<M> {
             }
             any = true;
             self.in_flight -= 1;
+            self.in_flight_bytes -= entry.bytes;
             if arrived {
                 entry.state = State::Done;
                 settled.messages += 1;
@@ -416,9 +464,10 @@ impl<M> Window<M> {
     /// A message that is not to go there (known before another one was asked for), or was put aside.
     pub(crate) fn done(&mut self, sequence: u64) {
         let Some(entry) = self.entry(sequence) else { return };
-        let was = std::mem::replace(&mut entry.state, State::Done);
+        let (was, bytes) = (std::mem::replace(&mut entry.state, State::Done), entry.bytes);
         if let State::InFlight { asks, .. } = was {
             self.in_flight -= 1;
+            self.in_flight_bytes -= bytes;
             // It never left: the next one follows what this one was to follow.
             self.after = self.after_before;
             self.place = self.place.map(|last| last.saturating_sub(1));
@@ -440,6 +489,7 @@ impl<M> Window<M> {
             if matches!(entry.state, State::InFlight { .. }) {
                 (entry.state, entry.suspect) = (State::Waiting, true);
                 self.in_flight -= 1;
+                self.in_flight_bytes -= entry.bytes;
                 any = true;
             }
         }

@@ -38,7 +38,8 @@ struct Receiver {
 const MEMORY: u64 = 40;
 
 /// Everything small: what is rare happens often.
-const RUNS: Runs = Runs { messages_max: 4, bytes_max: usize::MAX, age_max: 12, careful: 5 };
+const RUNS: Runs =
+    Runs { messages_max: 4, bytes_max: usize::MAX, age_max: 12, careful: 5, bytes_min: 3, quick: 4, slow: 8 };
 
 fn window() -> Window<u64> {
     Window::in_runs(16, usize::MAX, RUNS)
@@ -169,7 +170,8 @@ impl World {
                 if faults && self.random.below(40) == 0 {
                     continue;
                 }
-                if self.window.answered(sequence, verdict).is_some() && verdict == Verdict::Never {
+                let settled = self.window.answered_at(sequence, verdict, self.now);
+                if settled.is_some() && verdict == Verdict::Never {
                     self.parked.push(sequence);
                     self.window.done(sequence);
                 }
@@ -374,7 +376,15 @@ fn sent(window: &mut Window<()>) -> Vec<(u64, bool)> {
 }
 
 fn filled(from: u64, to: u64) -> Window<()> {
-    let runs = Runs { messages_max: 4, bytes_max: 100, age_max: 10, careful: 2 };
+    let runs = Runs {
+        messages_max: 4,
+        bytes_max: 100,
+        age_max: 10,
+        careful: 2,
+        bytes_min: 1000,
+        quick: 10,
+        slow: 20,
+    };
     let mut window = Window::in_runs(64, usize::MAX, runs);
     for sequence in from..=to {
         window.push(sequence, 1, (), false);
@@ -438,4 +448,61 @@ fn a_run_that_is_stopped_is_looked_for() {
     let mut window = filled(1, 4);
     window.next_send(1).unwrap();
     assert_eq!(window.next_send(20).map(|send| send.asks), Some(true));
+}
+
+#[test]
+fn as_much_is_on_its_way_as_answers_come_back_in_time() {
+    let runs = Runs { bytes_min: 100, quick: 10, slow: 20, ..RUNS };
+    let mut window = Window::in_runs(64, 1000, runs);
+    for sequence in 1..=64 {
+        window.push(sequence, 20, (), false);
+    }
+    window.online();
+    window.compared(|_| false, Some(After::Theirs(0)));
+    let send = |window: &mut Window<()>, now| {
+        std::iter::from_fn(|| window.next_send(now).map(|send| (send.sequence, send.asks)))
+            .collect::<Vec<_>>()
+    };
+    // The last one that there is room for asks, or nobody would tell of those before it.
+    assert_eq!(send(&mut window, 0), [(1, false), (2, false), (3, false), (4, true), (5, true)]);
+    // Quickly answered: twice as much.
+    window.answered_at(4, Verdict::Stored(4), 5).unwrap();
+    window.answered_at(5, Verdict::Stored(5), 5).unwrap();
+    assert_eq!(send(&mut window, 5).len(), 10);
+    // In time: as it was. Late: half, once for all of them.
+    window.answered_at(9, Verdict::Stored(9), 20).unwrap();
+    assert_eq!(send(&mut window, 20).len(), 4);
+    window.answered_at(13, Verdict::Stored(13), 60).unwrap();
+    window.answered_at(15, Verdict::Stored(15), 60).unwrap();
+    assert_eq!((window.pace, window.in_flight()), (100, 4));
+    // What is larger than all that goes by itself.
+    let mut window = Window::in_runs(4, 1000, runs);
+    window.push(1, 500, (), false);
+    window.push(2, 500, (), false);
+    window.online();
+    window.compared(|_| false, Some(After::Theirs(0)));
+    assert_eq!(send(&mut window, 0), [(1, true)]);
+    window.answered_at(1, Verdict::Stored(1), 1).unwrap();
+    assert_eq!(send(&mut window, 1), [(2, true)]);
+}
+
+/// Less may be on its way than when a run began: its end still asks.
+#[test]
+fn a_run_that_began_before_the_pace_fell_is_ended() {
+    let runs = Runs { messages_max: 2, age_max: 1000, bytes_min: 60, quick: 10, slow: 20, ..RUNS };
+    let mut window = Window::in_runs(64, 1000, runs);
+    for sequence in 1..=12 {
+        window.push(sequence, 20, (), false);
+    }
+    window.online();
+    window.compared(|_| false, Some(After::Theirs(0)));
+    assert_eq!(sent(&mut window), [(1, false), (2, true), (3, true)]);
+    window.answered_at(2, Verdict::Stored(2), 2).unwrap();
+    for (sequence, asks) in [(4, false), (5, true), (6, false)] {
+        assert_eq!(window.next_send(2).map(|send| (send.sequence, send.asks)), Some((sequence, asks)));
+    }
+    window.answered_at(3, Verdict::Stored(3), 40).unwrap();
+    assert_eq!((window.pace, window.in_flight_bytes), (60, 60));
+    assert_eq!(window.next_send(40).map(|send| (send.sequence, send.asks)), Some((7, true)));
+    assert!(window.next_send(40).is_none());
 }

@@ -64,6 +64,13 @@ impl Kind {
         }
     }
 
+    const fn streams_max(self) -> u32 {
+        match self {
+            Self::Nodes => STREAMS_MAX,
+            Self::Hub | Self::Edge => EDGE_STREAMS_MAX,
+        }
+    }
+
     pub(super) const fn listens(self) -> bool {
         match self {
             Self::Nodes | Self::Hub => true,
@@ -76,6 +83,8 @@ pub(super) const IDLE_MAX: Duration = Duration::from_secs(10);
 const EDGE_IDLE_MAX: Duration = Duration::from_secs(7);
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 const STREAMS_MAX: u32 = 16;
+/// Of an edge: three tunnels for each of its links.
+const EDGE_STREAMS_MAX: u32 = 32;
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 
@@ -149,7 +158,7 @@ fn transport(kind: Kind) -> TransportConfig {
     transport
         .max_idle_timeout(Some(IdleTimeout::try_from(kind.idle_max()).expect("some seconds fit")))
         .keep_alive_interval(Some(KEEP_ALIVE))
-        .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_MAX))
+        .max_concurrent_bidi_streams(VarInt::from_u32(kind.streams_max()))
         .max_concurrent_uni_streams(VarInt::from_u32(STREAMS_MAX))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
@@ -247,7 +256,11 @@ mod tests {
                     "max_idle_timeout: Some(7000)"
                 },
                 "keep_alive_interval: Some(2s)",
-                "max_concurrent_bidi_streams: 16",
+                if kind == Kind::Nodes {
+                    "max_concurrent_bidi_streams: 16"
+                } else {
+                    "max_concurrent_bidi_streams: 32"
+                },
                 "max_concurrent_uni_streams: 16",
                 "stream_receive_window: 4194304",
                 "receive_window: 16777216",

@@ -18,24 +18,36 @@ use crate::peer::{BoxFuture, Introduction, PeerId};
 /// How long a tunnel may wait for others of its session to end.
 const OPEN_MAX: Duration = Duration::from_secs(5);
 /// The first byte of its stream.
-const BULK: u8 = 0x40;
+const OUTWARD: u8 = 0x40;
 const EXPRESS: u8 = 0x41;
+const INWARD: u8 = 0x42;
 
-/// What goes first when the path is narrower than what waits.
+/// What a tunnel carries, and so what goes first in each direction when the path is narrower than what waits: what
+/// somebody waits for, then what keeps the other direction going, then what is stored.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Urgency {
-    /// What is stored, and can wait.
-    Bulk,
-    /// What somebody waits for.
+    /// What is stored goes from the edge to the hub, acks come back.
+    Outward,
+    /// What is stored comes from the hub to the edge, acks go there.
+    Inward,
+    /// What somebody waits for, both ways.
     Express,
 }
 
+/// Which end of a tunnel.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum End {
+    Edge,
+    Hub,
+}
+
 impl Urgency {
-    const ALL: [Self; 2] = [Self::Bulk, Self::Express];
+    const ALL: [Self; 3] = [Self::Outward, Self::Inward, Self::Express];
 
     const fn byte(self) -> u8 {
         match self {
-            Self::Bulk => BULK,
+            Self::Outward => OUTWARD,
+            Self::Inward => INWARD,
             Self::Express => EXPRESS,
         }
     }
@@ -45,10 +57,12 @@ impl Urgency {
         Self::ALL.into_iter().find(|urgency| urgency.byte() == byte)
     }
 
-    const fn priority(self) -> i32 {
-        match self {
-            Self::Bulk => 0,
-            Self::Express => 1,
+    /// Of what this end sends.
+    const fn priority(self, end: End) -> i32 {
+        match (self, end) {
+            (Self::Outward, End::Edge) | (Self::Inward, End::Hub) => 0,
+            (Self::Outward, End::Hub) | (Self::Inward, End::Edge) => 1,
+            (Self::Express, End::Edge | End::Hub) => 2,
         }
     }
 }
@@ -71,9 +85,9 @@ impl std::fmt::Debug for Tunnel {
 }
 
 impl Tunnel {
-    /// `None` when the session has just ended.
+    /// At the hub. `None` when the session has just ended.
     pub(super) fn new(send: SendStream, recv: RecvStream, urgency: Urgency) -> Option<Self> {
-        send.set_priority(urgency.priority()).ok()?;
+        send.set_priority(urgency.priority(End::Hub)).ok()?;
         Some(Self { send, recv })
     }
 
@@ -131,7 +145,7 @@ impl Transport {
             .await
             .map_err(|_late| TunnelError::Busy { address: address.to_owned() })?
             .map_err(|_lost| ended())?;
-        send.set_priority(urgency.priority()).map_err(|_lost| ended())?;
+        send.set_priority(urgency.priority(End::Edge)).map_err(|_lost| ended())?;
         send.write_all(&[urgency.byte()]).await.map_err(|_lost| ended())?;
         Ok(Tunnel { send, recv })
     }
@@ -164,8 +178,17 @@ mod tests {
             assert_eq!(Urgency::of_byte(urgency.byte()), Some(urgency));
             assert!(frames::lane(urgency.byte()).is_err());
         }
-        assert_eq!((0..=u8::MAX).filter(|byte| Urgency::of_byte(*byte).is_some()).count(), 2);
+        assert_eq!((0..=u8::MAX).filter(|byte| Urgency::of_byte(*byte).is_some()).count(), 3);
         assert_eq!(Urgency::of_byte(frames::PING), None);
-        assert!(Urgency::Express.priority() > Urgency::Bulk.priority());
+    }
+
+    #[test]
+    fn acks_go_before_what_is_stored_and_what_is_waited_for_before_both() {
+        for (end, stored, acks) in
+            [(End::Edge, Urgency::Outward, Urgency::Inward), (End::Hub, Urgency::Inward, Urgency::Outward)]
+        {
+            assert!(acks.priority(end) > stored.priority(end));
+            assert!(Urgency::Express.priority(end) > acks.priority(end));
+        }
     }
 }

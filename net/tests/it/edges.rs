@@ -59,7 +59,7 @@ fn edge(site: &Site, name: &str, id: u64) -> Edge {
 }
 
 pub(crate) async fn open(edge: &Edge, hub: &Hub) -> (TunnelReader, TunnelWriter, String) {
-    let tunnel = edge.tunnel(&hub.local_address().to_string(), Urgency::Bulk).await.unwrap();
+    let tunnel = edge.tunnel(&hub.local_address().to_string(), Urgency::Outward).await.unwrap();
     let (mut reader, writer) = tunnel.into_split();
     let mut name = [0; 8];
     patiently("the hub", reader.read_exact(&mut name)).await.unwrap();
@@ -109,11 +109,11 @@ async fn an_edge_has_so_many_tunnels_and_others_are_not_kept_waiting_by_it() {
     let (greedy, modest) = (edge(&site, "greedy", 7), edge(&site, "modest", 8));
     let mut tunnels = Vec::new();
     let refused = loop {
-        match greedy.tunnel(&hub.local_address().to_string(), Urgency::Bulk).await {
+        match greedy.tunnel(&hub.local_address().to_string(), Urgency::Outward).await {
             Ok(tunnel) => tunnels.push(tunnel),
             Err(error) => break error,
         }
-        assert!(tunnels.len() <= 16, "it is bounded");
+        assert!(tunnels.len() <= 32, "it is bounded");
     };
     assert!(in_words(&refused).contains("no more tunnels"), "{refused}");
     let (mut reader, mut writer, _) = open(&modest, &hub).await;
@@ -131,7 +131,7 @@ async fn an_edge_whose_store_was_emptied_takes_its_place_and_a_copy_does_not() {
     // The same certificate from another store, while the first answers.
     let second = edge(&site, "site7", 8);
     let address = hub.local_address().to_string();
-    let error = second.tunnel(&address, Urgency::Bulk).await.unwrap_err();
+    let error = second.tunnel(&address, Urgency::Outward).await.unwrap_err();
     assert!(in_words(&error).contains("known under another id"), "{}", in_words(&error));
     first.close().await;
     wait_for("the first to be gone", || hub.edges().iter().all(|edge| edge.session.is_none())).await;
@@ -171,17 +171,18 @@ async fn who_is_no_edge_of_this_hub_does_not_get_in() {
     assert_eq!(introduced(&site, &hub, Role::Edge, future, "c1").await, Some(Reason::TooNew));
     let today = VERSION_LOWEST..=VERSION_HIGHEST;
     assert_eq!(introduced(&site, &hub, Role::Edge, today, "c2").await, Some(Reason::WrongCluster));
-    let error = edge(&site, "other", 10).tunnel(&address, Urgency::Bulk).await.unwrap_err();
+    let error = edge(&site, "other", 10).tunnel(&address, Urgency::Outward).await.unwrap_err();
     assert!(in_words(&error).contains("no [[edge]] of this hub is named other"), "{}", in_words(&error));
     let mut stranger = Site::new("c1");
     stranger.roots.push_str(&site.roots);
-    assert!(edge(&stranger, "site7", 11).tunnel(&address, Urgency::Bulk).await.is_err());
+    assert!(edge(&stranger, "site7", 11).tunnel(&address, Urgency::Outward).await.is_err());
     wait_for("refusals by TLS", || refused(Reason::Tls)).await;
     assert!(refused(Reason::NotAdmitted) && refused(Reason::WrongRole) && refused(Reason::TooNew));
     // Nobody is at home; noise is no QUIC.
     let nobody = UdpSocket::bind("127.0.0.1:0").unwrap();
     let dialling = edge(&site, "site6", 12);
-    let error = dialling.tunnel(&nobody.local_addr().unwrap().to_string(), Urgency::Bulk).await.unwrap_err();
+    let error =
+        dialling.tunnel(&nobody.local_addr().unwrap().to_string(), Urgency::Outward).await.unwrap_err();
     assert!(!in_words(&error).is_empty());
     for length in [1, 21, 1200, 1472] {
         nobody.send_to(&vec![0xff; length], hub.local_address()).unwrap();

@@ -46,7 +46,7 @@ fn edge(site: &Site, token: &Token, id: u64) -> Edge {
 }
 
 async fn refused(edge: &Edge, hub: &Hub) -> String {
-    in_words(&edge.tunnel(&hub.local_address().to_string(), Urgency::Bulk).await.unwrap_err())
+    in_words(&edge.tunnel(&hub.local_address().to_string(), Urgency::Outward).await.unwrap_err())
 }
 
 fn sessions(hub: &Hub) -> usize {
@@ -165,7 +165,7 @@ async fn a_token_is_shown_to_nodes_only() {
         }
     });
     let ours = token("c1", "site7");
-    let error = edge(&site, &ours, 7).tunnel(&address, Urgency::Bulk).await.unwrap_err();
+    let error = edge(&site, &ours, 7).tunnel(&address, Urgency::Outward).await.unwrap_err();
     assert!(in_words(&error).contains("its role has no business"), "{}", in_words(&error));
     thief.await.unwrap();
     assert!(!heard.load(Ordering::SeqCst), "nothing was said");

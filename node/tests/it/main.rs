@@ -8,6 +8,7 @@ mod commands;
 mod configuration;
 mod edges;
 mod hub;
+mod hub_path;
 mod hub_token;
 mod link_configuration;
 mod link_procedures;

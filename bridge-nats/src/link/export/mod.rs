@@ -16,11 +16,11 @@ use tokio::time::Instant;
 
 use self::remote::Remote;
 use super::connection::Session;
+use super::context::{Backoff, RuleContext, explained};
 use super::dead::{self, Letter};
 use super::local::{self, Delivered, LocalConsumer, LocalError};
 use super::mapping;
 use super::rules::{ExportStream, Rule};
-use super::context::{Backoff, RuleContext, explained};
 use super::trail::{self, StreamKey, Trail};
 use super::window::{After, Phase, Runs, Send, Settled, Verdict, Window};
 
@@ -28,7 +28,15 @@ use super::window::{After, Phase, Runs, Send, Settled, Verdict, Window};
 const WINDOW_MESSAGES: usize = 1024;
 const WINDOW_BYTES: usize = 16 << 20;
 /// Of a run only the last message asks for a publish ack. Times are milliseconds.
-const RUNS: Runs = Runs { messages_max: 32, bytes_max: 128 << 10, age_max: 200, careful: 1024 };
+const RUNS: Runs = Runs {
+    messages_max: 32,
+    bytes_max: 128 << 10,
+    age_max: 200,
+    careful: 1024,
+    bytes_min: 64 << 10,
+    quick: 300,
+    slow: 1000,
+};
 /// How long their publish ack may take.
 const ACK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the lag is measured and answers are missed.
@@ -345,10 +353,11 @@ impl Exporter {
     ) -> Result<(), Ended> {
         let sequence = answer.subject.strip_prefix(inbox).and_then(|rest| rest.strip_prefix('.'));
         let Some(sequence) = sequence.and_then(|text| text.parse().ok()) else { return Ok(()) };
+        let now = self.now();
         match remote::verdict(&answer) {
             remote::Answer::Stored(place) => {
                 if let Some(Settled { messages, bytes }) =
-                    self.window.answered(sequence, Verdict::Stored(place))
+                    self.window.answered_at(sequence, Verdict::Stored(place), now)
                 {
                     backoff.reset();
                     context.meter.transferred(messages, bytes);
@@ -356,7 +365,7 @@ impl Exporter {
                 }
             }
             remote::Answer::Duplicate => {
-                if self.window.answered(sequence, Verdict::Arrived).is_some() {
+                if self.window.answered_at(sequence, Verdict::Arrived, now).is_some() {
                     backoff.reset();
                     context.meter.duplicates(1);
                     context.running(&self.label);
@@ -364,23 +373,23 @@ impl Exporter {
             }
             remote::Answer::NoStream => {
                 // Which streams there are is looked at anew; a subject without one is told by that.
-                self.window.answered(sequence, Verdict::Again);
+                self.window.answered_at(sequence, Verdict::Again, now);
                 match Remote::find(session, &self.destinations()).await {
                     Ok(found) => *remote = found,
                     Err(cause) => return Err(Ended::There(cause)),
                 }
             }
             remote::Answer::OutOfOrder => {
-                self.window.answered(sequence, Verdict::OutOfOrder);
+                self.window.answered_at(sequence, Verdict::OutOfOrder, now);
             }
             remote::Answer::Again(cause) => {
-                if self.window.answered(sequence, Verdict::Again).is_some() {
+                if self.window.answered_at(sequence, Verdict::Again, now).is_some() {
                     context.degraded(&self.label, cause);
                 }
             }
             remote::Answer::Never(reason) => {
                 let Some(message) = self.message(sequence) else { return Ok(()) };
-                if self.window.answered(sequence, Verdict::Never).is_some() {
+                if self.window.answered_at(sequence, Verdict::Never, now).is_some() {
                     self.park(context, sequence, &message, &reason).await?;
                 }
             }

@@ -21,8 +21,10 @@ const TARGETS_MAX: usize = 64;
 const TAIL_MAX: u64 = 4096;
 /// Without the chain, messages that were refused for a while may be this far out of order.
 const MARGIN: u64 = 1024;
-/// Questions on their way at once.
+/// Questions on their way at once, as long as their answers are small.
 const CONCURRENCY: u64 = 64;
+/// Bytes of answers that may be on their way: the path may be narrow, and each question has its time.
+const ANSWERS_BYTES: u64 = 128 << 10;
 
 #[derive(Debug)]
 pub(in crate::link) struct Target {
@@ -131,11 +133,16 @@ impl Remote {
             let from = first.max(last.saturating_sub(TAIL_MAX) + 1);
             let mut complete = from == first;
             let mut at = last + 1;
+            // One first: with nothing in doubt it is all there is to know.
+            let (mut asking, mut largest) = (1, 1);
             'tail: while at > from {
-                let begin = from.max(at.saturating_sub(CONCURRENCY));
+                let begin = from.max(at.saturating_sub(asking));
                 let asked: Vec<BoxFuture<'_, _>> =
                     (begin..at).rev().map(|sequence| stream.get_raw_message(sequence).boxed()).collect();
                 for (sequence, message) in (begin..at).rev().zip(join_all(asked).await) {
+                    if let Ok(message) = &message {
+                        largest = largest.max(message.payload.len() as u64);
+                    }
                     let id = match &message {
                         Ok(message) => message.headers.get(trail::MESSAGE_ID).map(|id| id.as_str()),
                         Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => continue,
@@ -164,6 +171,7 @@ impl Remote {
                     }
                 }
                 at = begin;
+                asking = (asking * 4).min(ANSWERS_BYTES / largest).clamp(1, CONCURRENCY);
             }
             covered &= complete;
         }

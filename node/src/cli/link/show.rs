@@ -53,6 +53,7 @@ pub(super) fn status(link: &Value) -> String {
         ("server", link["server"].clone()),
         ("source", link["source"].clone()),
         ("reconnects", link["reconnects"].clone()),
+        ("lag bytes", sum(link, "lag_bytes")),
         ("lag seconds", largest(link, "lag_seconds")),
         ("last error", link["last_error"].clone()),
     ];
