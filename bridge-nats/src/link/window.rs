@@ -542,3 +542,7 @@ impl<M> Window<M> {
 #[cfg(test)]
 #[path = "window_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "window_hour_tests.rs"]
+mod hour_tests;
