@@ -57,6 +57,11 @@ fn key_of(request: &DecideRequest) -> Option<String> {
     }
 }
 
+fn over_quota(quota: &str) -> Refusal {
+    Refusal::new(Code::QuotaExceeded, format!("the quota of {quota} is used up"))
+        .with_details(json!({"quota": quota}))
+}
+
 pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -184,8 +189,7 @@ impl Engine {
         let used = self.state.consumption.get(&request.tenant).cloned().unwrap_or_default();
         if let Some(quota) = used.exceeded(&rules.quota, now, 0.0, request.push_assignment) {
             self.counters.refused_quota += 1;
-            return Err(Refusal::new(Code::QuotaExceeded, format!("the quota of {quota} is used up"))
-                .with_details(json!({"quota": quota})));
+            return Err(over_quota(quota));
         }
         if request.push_assignment {
             self.admit_task(now, request, &rules)?;
@@ -340,6 +344,13 @@ impl Engine {
             }
             return;
         };
+        if let Err(refusal) = self.check_cost(now, &request, &decision) {
+            self.counters.refused_quota += 1;
+            for asker in askers {
+                self.answer_refusal(asker, &refusal);
+            }
+            return;
+        }
         if sticky.is_some() {
             if decision.reason == "sticky" {
                 self.counters.sticky_hits += 1;
@@ -381,6 +392,16 @@ impl Engine {
                 self.timers.insert((at, super::Timer::Expiry(number)));
             }
             self.due(now, number);
+        }
+    }
+
+    /// Whether the quota has room for what the job will cost: that is reserved until its result says what it did.
+    fn check_cost(&self, now: u64, request: &DecideRequest, decision: &Decision) -> Result<(), Refusal> {
+        let quota = self.state.rules(&request.tenant).map(|rules| rules.quota).unwrap_or_default();
+        let used = self.state.consumption.get(&request.tenant);
+        match used.and_then(|used| used.exceeded(&quota, now, decision.expected_cost, false)) {
+            Some(quota) if request.push_assignment => Err(over_quota(quota)),
+            Some(_) | None => Ok(()),
         }
     }
 

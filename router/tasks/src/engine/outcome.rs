@@ -118,7 +118,8 @@ impl Engine {
         if let Some(number) = by_request
             && let Some(task) = self.state.tasks.get(&number)
         {
-            return Target::Open(AssignmentId { number, attempt: task.attempt });
+            let id = AssignmentId { number, attempt: task.attempt };
+            return if task.is_open() { Target::Open(id) } else { Target::Over };
         }
         match self.foreign_id(result) {
             Some(id) if self.state.has_foreign(&id) => Target::Over,

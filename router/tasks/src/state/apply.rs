@@ -268,12 +268,6 @@ impl State {
         self.open_bytes = self.open_bytes.saturating_sub(spec.weight());
         let job_type = ended.job_type.clone().unwrap_or_else(|| spec.job_type.clone());
 
-        if let Some(request) = &spec.request_id {
-            let lookup = (spec.tenant.clone(), request.clone());
-            if self.by_request.get(&lookup) == Some(&ended.task) {
-                self.by_request.remove(&lookup);
-            }
-        }
         let quota = self.rules(&spec.tenant).map(|rules| rules.quota).unwrap_or_default();
         let used = self.consumption.entry(spec.tenant.clone()).or_default();
         used.enter(&quota, ended.at);
@@ -333,8 +327,14 @@ impl State {
         }
         self.finished.push_back(ended.task);
         while self.finished.len() > self.bounds.finished_max {
-            if let Some(oldest) = self.finished.pop_front() {
-                self.tasks.remove(&oldest);
+            if let Some(oldest) = self.finished.pop_front()
+                && let Some(task) = self.tasks.remove(&oldest)
+                && let Some(request) = task.spec.request_id
+            {
+                let lookup = (task.spec.tenant, request);
+                if self.by_request.get(&lookup) == Some(&oldest) {
+                    self.by_request.remove(&lookup);
+                }
             }
         }
     }

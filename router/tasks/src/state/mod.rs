@@ -168,7 +168,7 @@ pub struct State {
     pub tasks: BTreeMap<u64, Task>,
     /// Those that have ended, oldest first.
     finished: VecDeque<u64>,
-    /// Open ones by tenant and request id.
+    /// The newest of each tenant and request id, open or not.
     #[serde(with = "pairs")]
     pub by_request: BTreeMap<(String, String), u64>,
     #[serde(with = "pairs")]

@@ -321,3 +321,57 @@ fn every_error_of_the_contract() {
         assert_eq!(told, usize::from(is_kept), "{what}");
     }
 }
+
+#[test]
+fn how_long_a_decision_is_known_is_its_tenants_business() {
+    let mut scene = Scene::new();
+    let rules = json!({"tenant_id": "short", "rules": {"idempotency_ttl_seconds": 2}});
+    assert_eq!(scene.admin("upsert_tenant", rules)["ok"], true);
+    let ask = |scene: &mut Scene, tenant: &str| {
+        let before = scene.engine.counters().idempotent_hits;
+        let body = json!({"tenant_id": tenant, "request_id": "r"});
+        assert_eq!(code(&scene.request(DECIDE, body)), "none");
+        scene.engine.counters().idempotent_hits - before
+    };
+    for tenant in ["short", "usual"] {
+        assert_eq!(ask(&mut scene, tenant), 0);
+        assert_eq!(ask(&mut scene, tenant), 1);
+    }
+    scene.now += 2_001;
+    assert_eq!((ask(&mut scene, "short"), ask(&mut scene, "usual")), (0, 1));
+    scene.now += 3_600_000;
+    assert_eq!(ask(&mut scene, "usual"), 0);
+}
+
+#[test]
+fn who_asks_for_backpressure_is_told() {
+    let mut scene = Scene::with(Settings {
+        overload: settings::Overload { queued: 1, in_flight: 0, ..Default::default() },
+        ..Settings::default()
+    });
+    let ask = |scene: &mut Scene| scene.request("beamline.router.v2.status.backpressure", json!({}));
+    let told = ask(&mut scene);
+    assert_eq!((&told["status"], &told["retry_after_seconds"]), (&json!("inactive"), &json!(0)));
+    scene.push("1");
+    scene.push("2");
+    let told = ask(&mut scene);
+    assert_eq!((&told["status"], &told["pending_messages"]), (&json!("warning"), &json!(2)));
+    let policy = json!({"version": "1.0", "providers": [{"name": "a", "weight": 100}], "pre": [{"id": "x"}]});
+    scene.admin("upsert_policy", json!({"tenant_id": "t", "policy_id": "p", "policy": policy}));
+    scene.send(DECIDE, 1, &json!({"tenant_id": "t", "policy_id": "p", "request_id": "asks"}));
+    let told = ask(&mut scene);
+    assert_eq!((&told["status"], &told["retry_after_seconds"]), (&json!("active"), &json!(30)));
+    assert_eq!(scene.degraded()[0], ["load", "decide", "active"]);
+    let refused = scene.request(DECIDE, json!({"tenant_id": "t", "request_id": "new"}));
+    assert_eq!(code(&refused), "service_overloaded");
+    assert_eq!(refused["error"]["details"]["retry_after_seconds"], 30);
+}
+
+#[test]
+fn the_older_name_of_the_control_commands_is_served_too() {
+    let mut scene = Scene::new();
+    let body =
+        json!({"version": "1", "tenant_id": "t", "request_id": "r", "trace_id": "x", "idempotency_key": "k"});
+    let reply = scene.request("beamline.router.ide.v1.events.subscribe", body);
+    assert!(reply["result"]["subscription_id"].is_string(), "{reply}");
+}

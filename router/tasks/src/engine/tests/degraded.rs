@@ -4,7 +4,7 @@ use super::*;
 
 impl Scene {
     /// Part, name and state of what is degraded.
-    fn degraded(&mut self) -> Vec<[String; 3]> {
+    pub(super) fn degraded(&mut self) -> Vec<[String; 3]> {
         let told = self.admin("get_degraded", json!({}));
         let rows = told["degraded"].as_array().unwrap();
         assert_eq!(told["state"], if rows.is_empty() { "serving" } else { "degraded" });

@@ -280,3 +280,73 @@ fn a_run_is_found_with_all_its_tasks() {
     let newest = scene.admin("get_task", json!({"task": "run-1"}));
     assert_eq!(newest["task"]["request_id"], "b");
 }
+
+#[test]
+fn a_worker_that_acks_is_understood() {
+    let mut scene = Scene::new();
+    scene.worker(1);
+    scene.worker(2);
+    scene.push_with("r", json!({"deadline_ms": 60_000}));
+    let ack = |scene: &mut Scene, id: &Value, status: &str| {
+        let subject = format!("{ASSIGN}.ack");
+        scene.send(&subject, 1, &json!({"assignment_id": id, "status": status, "tenant_id": "acme"}));
+    };
+    let first = scene.offered[0].1["assignment_id"].clone();
+    ack(&mut scene, &first, "accepted");
+    assert_eq!(scene.offered.len(), 1, "it is at it");
+    ack(&mut scene, &first, "rejected");
+    assert_eq!(scene.offered.len(), 2, "somebody else gets it at once");
+    assert_ne!(scene.offered[0].0, scene.offered[1].0);
+    ack(&mut scene, &first, "rejected");
+    assert_eq!(scene.offered.len(), 2, "the first one has had its say");
+    // What is none is told, and kept.
+    ack(&mut scene, &first, "perhaps");
+    assert_eq!(scene.engine.state().dead.len(), 1);
+    assert_eq!(scene.engine.counters().acks_invalid, 1);
+}
+
+#[test]
+fn a_result_without_an_assignment_id_is_found_by_its_request() {
+    let mut scene = Scene::new();
+    scene.worker(1);
+    scene.push("r");
+    let result = json!({"request_id": "r", "tenant_id": "acme", "status": "success", "job": {"type": "echo"},
+        "latency_ms": 7, "cost": 0.1});
+    scene.send(RESULT, 9, &result);
+    scene.send(RESULT, 9, &result);
+    assert_eq!(scene.engine.state().totals.succeeded, 1);
+    let mut scene = scene.restart();
+    scene.send(RESULT, 9, &result);
+    let records = scene.usage();
+    assert_eq!((records.len(), &records[0]["request_id"]), (1, &json!("r")), "counted once");
+}
+
+#[test]
+fn what_workers_could_not_take_is_kept_without_its_payload() {
+    let mut scene = Scene::new();
+    let letter = json!({"version": "v1", "kind": "dead_letter",
+        "data": {"reason": "PARSE_ERROR", "payload_ref": "password=hunter2", "ts": "x"}});
+    scene.send("caf.deadletter.v1", 3, &letter);
+    scene.send("caf.exec.dlq.v1", 3, &json!({"status": "error", "error_code": "DECODE_ERROR"}));
+    scene.send("caf.deadletter.v1", 3, &json!("no dead letter"));
+    let letters = scene.admin("list_dlq", json!({"reason": "WORKER_REFUSED"}));
+    let codes: Vec<&Value> =
+        letters["dead_letters"].as_array().unwrap().iter().map(|letter| &letter["code"]).collect();
+    assert_eq!(codes, ["unknown", "DECODE_ERROR", "PARSE_ERROR"]);
+    assert!(!format!("{:?}", scene.engine.state().dead).contains("hunter2"));
+    assert!(scene.engine.state().dead.values().all(|letter| letter.payload_hash.is_some()));
+}
+
+#[test]
+fn a_job_by_reference_has_a_payload_all_the_same() {
+    let mut scene = Scene::new();
+    scene.worker(1);
+    let mut body = job("r", json!({}));
+    body["task"] = json!({"type": "echo", "payload_ref": "s3://bucket/key"});
+    scene.request(DECIDE, body);
+    let shown = &scene.offered[0].1["job"];
+    assert_eq!(
+        (shown.get("payload"), &shown["payload_ref"]),
+        (Some(&Value::Null), &json!("s3://bucket/key"))
+    );
+}

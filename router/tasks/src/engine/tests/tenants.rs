@@ -135,3 +135,49 @@ fn every_change_says_who_made_it() {
     ];
     assert_eq!(told, actions.map(|action| (action, by)));
 }
+
+#[test]
+fn a_quota_of_cost_reserves_what_a_job_will_cost_and_settles_what_it_did() {
+    let mut scene = Scene::new();
+    let policy = json!({"version": "1.0", "providers": [{"name": "a", "weight": 100}]});
+    scene.admin("upsert_policy", json!({"tenant_id": "acme", "policy_id": "default", "policy": policy}));
+    let rules = json!({"quota": {"cost": 1.2, "tokens": 1_000}});
+    scene.admin("upsert_tenant", json!({"tenant_id": "acme", "rules": rules}));
+    scene.worker(1);
+    scene.push("1");
+    let assignment = scene.offered[0].1.clone();
+    scene.finish(&assignment, "success");
+    // It cost 0.5, and so will the next.
+    assert_eq!(scene.push("2")["expected_cost"], 0.5);
+    assert_eq!(code(&scene.push("3")), "quota_exceeded", "0.5 used, 0.5 reserved, 0.5 more");
+    let mut scene = scene.restart();
+    assert_eq!(code(&scene.push("3")), "quota_exceeded", "reserved in the log");
+    let shown = scene.admin("get_tenant", json!({"tenant_id": "acme"}))["consumption"].clone();
+    assert_eq!((&shown["cost"], &shown["reserved_cost"]), (&json!(0.5), &json!(0.5)), "{shown}");
+    // The second was cheaper than expected, and that is what counts.
+    let second = scene.admin("get_task", json!({"task": "2"}))["task"]["current_assignment_id"].clone();
+    let result = json!({"assignment_id": second, "status": "success", "provider_id": "w", "job": {"type": "echo"},
+        "latency_ms": 5, "cost": 0.1, "tenant_id": "acme", "output": {"usage": {"total_tokens": 900}}});
+    scene.send(RESULT, 9, &result);
+    assert_eq!(code(&scene.push("3")), "none");
+    let shown = scene.admin("get_tenant", json!({"tenant_id": "acme"}))["consumption"].clone();
+    assert_eq!((&shown["cost"], &shown["tokens"]), (&json!(0.6), &json!(900)), "{shown}");
+    let third = scene.admin("get_task", json!({"task": "3"}))["task"]["current_assignment_id"].clone();
+    let mut result = result;
+    result["assignment_id"] = third;
+    result["cost"] = json!(0.0);
+    scene.send(RESULT, 9, &result);
+    let refused = scene.push("4");
+    assert_eq!((code(&refused), &refused["error"]["details"]["quota"]), ("quota_exceeded", &json!("tokens")));
+}
+
+#[test]
+fn a_tenant_that_may_not_push_is_refused_with_a_dead_letter() {
+    let mut scene = Scene::new();
+    scene.admin("upsert_tenant", json!({"tenant_id": "acme", "rules": {"push_denied": true}}));
+    let refused = scene.push("r");
+    assert_eq!(refused["error"]["intake_error_code"], "TENANT_FORBIDDEN");
+    assert_eq!(scene.engine.state().dead.len(), 1);
+    let plain = json!({"tenant_id": "acme", "request_id": "s"});
+    assert_eq!(code(&scene.request(DECIDE, plain)), "none", "it may ask");
+}
