@@ -1,7 +1,7 @@
 //! A second count of what is durable where, beside openraft's.
 //!
 //! openraft decides what is committed; before anything of it becomes visible here, these books must agree
-//! (DR12): either a leader told this node so, or this node leads and a quorum of distinct voters has reported
+//! (DR12): either a leader told this node so, or this node leads or led and a quorum of distinct voters has reported
 //! that the entry is on their disks. The reports are the followers' own statements of their durable end; the
 //! arithmetic shares nothing with openraft's. A difference stops the node: it would be an acknowledged message
 //! that fewer nodes hold than was promised.
@@ -82,7 +82,9 @@ struct Page {
     durable: EntryId,
     /// The term in which this node leads.
     leads: Option<u64>,
-    /// Under this leadership: up to where each peer holds our log on its disk.
+    /// The term in which it led last, or leads.
+    led: Option<u64>,
+    /// Under that leadership: up to where each peer held our log on its disk.
     peers: BTreeMap<u64, EntryId>,
     /// The last index that a leader told us is committed.
     told: Index,
@@ -142,6 +144,10 @@ impl Books {
             page.durable = last;
         }
         page.memberships.retain(|index, _| *index <= last.index);
+        // That they held what is cut says nothing of what will stand there.
+        for held in page.peers.values_mut().filter(|held| held.index > last.index) {
+            *held = last;
+        }
     }
 
     /// Our log is now a copy that ends here, all of it committed.
@@ -150,6 +156,7 @@ impl Books {
         page.durable = last;
         page.committed = page.committed.max(last.index);
         page.told = page.told.max(last.index);
+        page.led = None;
         page.memberships.clear();
         page.memberships.extend(membership.map(|(id, membership)| (id.index, (id, membership))));
     }
@@ -186,6 +193,7 @@ impl Books {
         let leader = vote.leader_id();
         if vote.is_committed() && leader.voted_for == self.me && page.leads != Some(leader.term) {
             page.leads = Some(leader.term);
+            page.led = page.leads;
             // What peers reported to an earlier leadership may have been cut since.
             page.peers.clear();
             page.in_step.clear();
@@ -268,7 +276,7 @@ impl Books {
     /// error.
     pub(crate) fn committed(&self, entry: EntryId) -> Result<(), Discrepancy> {
         let mut page = self.page();
-        if page.told < entry.index && !page.has_quorum(self.me, entry.index) {
+        if page.told < entry.index && !page.has_quorum(self.me, entry) {
             return Err(page.discrepancy(self.me, entry));
         }
         page.committed = page.committed.max(entry.index);
@@ -342,6 +350,10 @@ impl Books {
 
 impl Page {
     fn note_held(&mut self) {
+        // What a later leader commits need not be what they held of ours.
+        if self.leads.is_none() {
+            return;
+        }
         for (peer, id) in &self.peers {
             let held = self.held.entry(*peer).or_default();
             *held = (*held).max(id.index.min(self.committed));
@@ -364,10 +376,14 @@ impl Page {
 
     /// Whether a quorum holds the entry, by the membership that governs it or by a later one: openraft counts
     /// by the last one in its log, and may have counted before that was appended.
-    fn has_quorum(&self, me: u64, index: Index) -> bool {
-        if self.leads.is_none() {
+    ///
+    /// A leadership may have ended since: what a quorum held under it stays committed, and openraft tells of a
+    /// commit and of a vote in two tasks. An entry of a later term was not counted by it.
+    fn has_quorum(&self, me: u64, entry: EntryId) -> bool {
+        if self.led.is_none_or(|led| entry.term.0 > led) {
             return false;
         }
+        let index = entry.index;
         let governing = self.memberships.range(..=index).next_back();
         let later = self.memberships.range(index.next()..);
         governing.into_iter().chain(later).any(|(_, (_, membership))| {

@@ -1,12 +1,13 @@
 //! What keeps a member going: it finds the others, asks to be taken in, and tells mesh and API who leads.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use beamlog_net::cluster::{ChangeError, Standing};
 use beamlog_net::mesh::Mesh;
-use beamlog_net::peer::PeerTransport;
-use beamlog_net::transport::PeerAddress;
+use beamlog_net::peer::{PeerId, PeerTransport};
+use beamlog_net::transport::{PeerAddress, PeerSnapshot};
 use beamlog_router::replica::Role;
 use tracing::{info, warn};
 
@@ -23,25 +24,42 @@ pub(super) fn keep(node: NodeCluster, join: Vec<String>) {
     }
 }
 
-/// Keeps a connection with every member.
+/// Keeps a connection with every member, and lets go of whom the cluster let go of.
 async fn find_members(node: NodeCluster) {
     let mut known = Vec::new();
+    let mut names = BTreeMap::new();
     loop {
         let status = node.cluster.status();
         if status.state.standing == Standing::Stopped {
             return;
         }
-        let members: Vec<PeerAddress> = status
-            .members
-            .iter()
-            .filter(|member| member.id != node.cluster.me())
+        let others = || status.members.iter().filter(|member| member.id != node.cluster.me());
+        let members: Vec<PeerAddress> = others()
             .map(|member| PeerAddress { id: Some(member.id), addresses: vec![member.member.address.clone()] })
             .collect();
         if members != known {
+            let now = others().map(|member| (member.id, member.member.name.clone())).collect();
+            give_names(&node, &names, &now);
+            names = now;
             known.clone_from(&members);
             node.transport.set_peers(members);
         }
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// A name belongs to the member that has it: who was removed has none any more, so that an emptied node can come back
+/// under its own.
+fn give_names(node: &NodeCluster, before: &BTreeMap<PeerId, String>, now: &BTreeMap<PeerId, String>) {
+    for removed in before.keys().filter(|id| !now.contains_key(id)) {
+        node.transport.forget(*removed);
+    }
+    for (id, name) in now {
+        let is_other = |peer: &PeerSnapshot| peer.id != *id && peer.name == *name;
+        if let Some(other) = node.transport.peers().into_iter().find(is_other) {
+            info!(name, member = %id, former = %other.id, "the name is another node's now");
+            node.transport.forget(other.id);
+        }
     }
 }
 

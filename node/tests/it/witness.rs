@@ -101,20 +101,20 @@ async fn publish(context: &Context, text: &str) -> u64 {
     .await
 }
 
+async fn healthy(site: &Site) -> Value {
+    patiently("all three are well", async || {
+        let page = site.page(0);
+        (page["healthy"] == true && page["members"].as_array().unwrap().len() == NAMES.len()).then_some(page)
+    })
+    .await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn any_one_of_three_may_be_lost_and_two_may_not() {
     let mut site = Site::new();
     for at in 0..NAMES.len() {
         site.start(at, TempDir::new().unwrap());
     }
-    let healthy = async |site: &Site| {
-        patiently("all three are well", async || {
-            let page = site.page(0);
-            (page["healthy"] == true && page["members"].as_array().unwrap().len() == NAMES.len())
-                .then_some(page)
-        })
-        .await
-    };
     let page = healthy(&site).await;
     let roles: Vec<(&str, &str)> = page["members"]
         .as_array()
@@ -177,6 +177,29 @@ async fn any_one_of_three_may_be_lost_and_two_may_not() {
         .map(|entry| entry.unwrap().metadata().unwrap().len())
         .sum();
     assert!(kept < 64 << 10, "the witness keeps {kept} bytes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_lost_its_store_is_taken_out_and_comes_back_under_its_name() {
+    const LOST: usize = 1;
+    let mut site = Site::new();
+    for at in 0..NAMES.len() {
+        site.start(at, TempDir::new().unwrap());
+    }
+    let id = |page: &Value| {
+        let members = page["members"].as_array().unwrap();
+        members.iter().find(|member| member["name"] == NAMES[LOST]).unwrap()["id"].clone()
+    };
+    let before = id(&healthy(&site).await);
+    drop(site.kill(LOST));
+    // The others stay: they have seen the name with the id that is gone.
+    let admin = site.node(0).admin.clone();
+    patiently("it is taken out", async || {
+        site.node(0).run(&["cluster", "remove", NAMES[LOST], "--admin", &admin]).ok()
+    })
+    .await;
+    site.start(LOST, TempDir::new().unwrap());
+    assert_ne!(before, id(&healthy(&site).await));
 }
 
 #[test]

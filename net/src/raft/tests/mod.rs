@@ -1,4 +1,5 @@
 //! openraft's own suite over our log, and what stands between.
 
+mod books;
 mod direct;
 mod suite;
