@@ -244,11 +244,16 @@ def killed_at_system_calls(context):
 AFTER = b'{"name":"AFTER","subjects":["after"],"storage":"file"}'
 
 
-def ask(port, subject, body):
+def ask(port, subject, body, headers=b""):
     """One request of a NATS client, and what is answered."""
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
-        request = b'CONNECT {"verbose":false}\r\nSUB _INBOX.faults 1\r\nPUB %s _INBOX.faults %d\r\n%s\r\nPING\r\n'
-        connection.sendall(request % (subject.encode(), len(body), body))
+        request = b'CONNECT {"verbose":false,"headers":true,"no_responders":true}\r\nSUB _INBOX.faults 1\r\n'
+        if headers:
+            headers = b"NATS/1.0\r\n" + headers + b"\r\n\r\n"
+            request += b"HPUB %s _INBOX.faults %d %d\r\n" % (subject.encode(), len(headers), len(headers) + len(body))
+        else:
+            request += b"PUB %s _INBOX.faults %d\r\n" % (subject.encode(), len(body))
+        connection.sendall(request + headers + body + b"\r\nPING\r\n")
         received = b""
         while b"MSG _INBOX.faults" not in received or not received.endswith(b"\r\n"):
             more = connection.recv(65536)
