@@ -29,6 +29,8 @@ use tokio::sync::watch;
 
 #[path = "links_chaos/cluster.rs"]
 mod cluster;
+#[path = "dev_cluster/mod.rs"]
+mod dev_cluster;
 #[path = "links_chaos/edge.rs"]
 mod edge;
 

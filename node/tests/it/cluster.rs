@@ -1,10 +1,6 @@
 //! Three real nodes as `cluster dev` starts them, and what clients and operators are told of them.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
-use std::net::{TcpListener, UdpSocket};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream;
@@ -14,99 +10,19 @@ use futures_util::StreamExt;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::running::{beamlog, get};
+use crate::dev_cluster::Dev;
+use crate::running::get;
 
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// `cluster dev` and the nodes that it says it runs.
-struct Dev {
-    process: Child,
-    lines: mpsc::Receiver<Value>,
-    nodes: BTreeMap<String, Value>,
-    _folder: TempDir,
+async fn client(dev: &Dev, name: &str) -> Client {
+    let options = ConnectOptions::new().request_timeout(Some(Duration::from_secs(5)));
+    options.connect(format!("nats://{}", dev.text(name, "nats"))).await.unwrap()
 }
 
-impl Dev {
-    fn start(nodes: usize) -> Self {
-        let folder = TempDir::new().unwrap();
-        let mut process = beamlog()
-            .args(["cluster", "dev", "--nodes", &nodes.to_string(), "--base-port", &free_base().to_string()])
-            .arg("--data-dir")
-            .arg(folder.path().join("cluster"))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let out = BufReader::new(process.stdout.take().unwrap());
-        let (sender, lines) = mpsc::channel();
-        std::thread::spawn(move || {
-            for line in out.lines().map_while(Result::ok) {
-                if sender.send(serde_json::from_str(&line).unwrap()).is_err() {
-                    return;
-                }
-            }
-        });
-        let mut dev = Self { process, lines, nodes: BTreeMap::new(), _folder: folder };
-        while dev.nodes.len() < nodes {
-            dev.next_line();
-        }
-        dev
-    }
-
-    /// The next node that serves, for the first time or again.
-    fn next_line(&mut self) -> String {
-        let line = self.lines.recv_timeout(PATIENCE).unwrap();
-        let name = line["name"].as_str().unwrap().to_owned();
-        self.nodes.insert(name.clone(), line);
-        name
-    }
-
-    fn text(&self, name: &str, key: &str) -> String {
-        self.nodes[name][key].as_str().unwrap().to_owned()
-    }
-
-    fn urls(&self) -> Vec<String> {
-        self.nodes.keys().map(|name| self.text(name, "nats")).collect()
-    }
-
-    async fn client(&self, name: &str) -> Client {
-        let options = ConnectOptions::new().request_timeout(Some(Duration::from_secs(5)));
-        options.connect(format!("nats://{}", self.text(name, "nats"))).await.unwrap()
-    }
-
-    fn kill(&self, name: &str) {
-        let pid = self.nodes[name]["pid"].to_string();
-        assert!(Command::new("kill").args(["-9", &pid]).status().unwrap().success());
-    }
-
-    fn page(&self, name: &str, path: &str) -> Option<Value> {
-        let (status, body) = get(&self.text(name, "admin"), path, "localhost");
-        (status == 200).then(|| serde_json::from_str(&body).unwrap())
-    }
-}
-
-impl Drop for Dev {
-    fn drop(&mut self) {
-        let id = self.process.id().to_string();
-        drop(Command::new("kill").args(["-TERM", &id]).status());
-        drop(self.process.wait());
-    }
-}
-
-/// A port with the ports that `cluster dev` derives from it free.
-fn free_base() -> u16 {
-    loop {
-        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let base = free.clamp(20_000, 50_000);
-        let all_free = (base..base + 5).all(|port| {
-            TcpListener::bind(("127.0.0.1", port)).is_ok()
-                && TcpListener::bind(("127.0.0.1", port + 1000)).is_ok()
-                && UdpSocket::bind(("127.0.0.1", port + 2000)).is_ok()
-        });
-        if all_free {
-            return base;
-        }
-    }
+fn page(dev: &Dev, name: &str, path: &str) -> Option<Value> {
+    let (status, body) = get(&dev.text(name, "admin"), path, "localhost");
+    (status == 200).then(|| serde_json::from_str(&body).unwrap())
 }
 
 async fn patiently<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
@@ -122,12 +38,13 @@ async fn patiently<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_and_operators_see_the_cluster_as_it_is() {
-    let mut dev = tokio::task::block_in_place(|| Dev::start(3));
-    let mut urls = dev.urls();
+    let folder = TempDir::new().unwrap();
+    let dev = tokio::task::block_in_place(|| Dev::start(folder.path(), 3, &[]));
+    let mut urls = dev.addresses();
     urls.sort();
     let client = patiently("INFO names every node's address", async || {
-        let client = dev.client("n1").await;
-        (client.server_info().connect_urls == urls).then_some(client)
+        let n1 = client(&dev, "n1").await;
+        (n1.server_info().connect_urls == urls).then_some(n1)
     })
     .await;
 
@@ -148,14 +65,14 @@ async fn clients_and_operators_see_the_cluster_as_it_is() {
     })
     .await;
     let leader = cluster.leader.unwrap();
-    assert!(cluster.replicas.iter().all(|one| one.name != leader && dev.nodes.contains_key(&one.name)));
+    assert!(cluster.replicas.iter().all(|one| one.name != leader && dev.names().contains(&one.name)));
     assert!(cluster.name.is_some_and(|name| !name.is_empty()));
     assert_eq!(consumer.cached_info().cluster.as_ref().unwrap().leader.as_ref(), Some(&leader));
 
     // Every node shows what the leader has.
-    for name in dev.nodes.keys() {
+    for name in &dev.names() {
         let jsz = patiently("a page with the stream", async || {
-            let jsz = dev.page(name, "/jsz?consumers=1&config=1")?;
+            let jsz = page(&dev, name, "/jsz?consumers=1&config=1")?;
             (jsz["messages"] == 50 && jsz["meta_cluster"]["leader"] == leader.as_str()).then_some(jsz)
         })
         .await;
@@ -169,15 +86,15 @@ async fn clients_and_operators_see_the_cluster_as_it_is() {
         assert_eq!(stream["consumer_detail"][0]["name"], "C");
         assert_eq!(stream["config"]["num_replicas"], 3);
         assert_eq!(jsz["meta_cluster"]["cluster_size"], 3);
-        assert_eq!(dev.page(name, "/varz").unwrap()["cluster"]["urls"].as_array().unwrap().len(), 3);
+        assert_eq!(page(&dev, name, "/varz").unwrap()["cluster"]["urls"].as_array().unwrap().len(), 3);
     }
 
     // A new leader is told of, at whichever node one listens.
-    let listens = dev.nodes.keys().find(|name| **name != leader).unwrap().clone();
-    let listener = dev.client(&listens).await;
+    let listens = dev.names().into_iter().find(|name| *name != leader).unwrap();
+    let listener = client(&dev, &listens).await;
     let mut advisories = listener.subscribe("$JS.EVENT.ADVISORY.*.LEADER_ELECTED.>").await.unwrap();
     listener.flush().await.unwrap();
-    dev.kill(&leader);
+    let killed = dev.kill(&leader);
     let mut told = BTreeMap::new();
     while told.len() < 2 {
         let message = tokio::time::timeout(PATIENCE, advisories.next()).await.unwrap().unwrap();
@@ -199,5 +116,5 @@ async fn clients_and_operators_see_the_cluster_as_it_is() {
     })
     .await;
     assert!(context.get_stream("S").await.unwrap().cached_info().state.messages >= 51);
-    tokio::task::block_in_place(|| assert_eq!(dev.next_line(), leader));
+    tokio::task::block_in_place(|| dev.started_again(&killed));
 }

@@ -6,6 +6,8 @@ mod cert;
 mod cluster;
 mod commands;
 mod configuration;
+#[path = "../dev_cluster/mod.rs"]
+mod dev_cluster;
 mod edges;
 mod hub;
 mod hub_path;

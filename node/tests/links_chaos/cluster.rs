@@ -4,99 +4,39 @@
 //! Oracle: as for one node, what a link carried is what its source has, each message once and in order; and
 //! what the cluster acked is in its stream once.
 
-use std::io::{BufRead, BufReader};
-use std::sync::Mutex;
-
 use serde_json::Value;
 
+use super::dev_cluster::{Dev, beamlog};
 use super::*;
 
 const KILLS: usize = 4;
 
-/// `beamlog cluster dev`, and the nodes it says it runs.
-struct Cluster {
-    process: Child,
-    nodes: Arc<Mutex<BTreeMap<String, Value>>>,
+fn urls(dev: &Dev) -> Vec<String> {
+    dev.addresses().iter().map(|address| format!("nats://{address}")).collect()
 }
 
-impl Cluster {
-    fn start(folder: &Path) -> Self {
-        let log = std::fs::File::create(folder.join("log")).unwrap();
-        let mut process = Command::new(env!("CARGO_BIN_EXE_beamlog"))
-            .args(["cluster", "dev", "--base-port", &free_base().to_string(), "--data-dir"])
-            .arg(folder.join("cluster"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let nodes = Arc::new(Mutex::new(BTreeMap::new()));
-        let (seen, output) = (Arc::clone(&nodes), process.stdout.take().unwrap());
-        std::thread::spawn(move || {
-            for line in BufReader::new(output).lines().map_while(Result::ok) {
-                let node: Value = serde_json::from_str(&line).unwrap();
-                seen.lock().unwrap().insert(node["name"].as_str().unwrap().to_owned(), node);
-            }
-        });
-        Self { process, nodes }
-    }
-
-    fn nodes(&self) -> Vec<Value> {
-        self.nodes.lock().unwrap().values().cloned().collect()
-    }
-
-    fn urls(&self) -> Vec<String> {
-        self.nodes().iter().map(|node| format!("nats://{}", node["nats"].as_str().unwrap())).collect()
-    }
-
-    /// How each node that answers says the link is, by the node's name.
-    fn states(&self) -> BTreeMap<String, String> {
-        let state = |node: &Value| {
-            let link: Value =
-                serde_json::from_slice(&ask(node, &["link", "status", "core", "-o", "json"])?).ok()?;
-            Some((node["name"].as_str()?.to_owned(), link["state"].as_str()?.to_owned()))
-        };
-        self.nodes().iter().filter_map(state).collect()
-    }
-
-    /// The only node that runs the link, when every other one stands by.
-    fn runner(&self) -> Option<String> {
-        let states = self.states();
-        let standby = states.values().filter(|state| *state == "standby").count();
-        let runs = states.iter().find(|(_, state)| *state == "connected")?;
-        (states.len() == 3 && standby == 2).then(|| runs.0.clone())
-    }
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        // It stops its nodes.
-        let told = Command::new("kill").args(["-TERM", &self.process.id().to_string()]).status();
-        if told.is_ok_and(|status| status.success()) {
-            drop(self.process.wait());
-        }
-    }
-}
-
-/// What the command says of this node; `None` if it fails.
-fn ask(node: &Value, arguments: &[&str]) -> Option<Vec<u8>> {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_beamlog"));
-    command.args(arguments).args(["--admin", node["admin"].as_str()?]);
-    let output = command.output().unwrap();
-    output.status.success().then_some(output.stdout)
-}
-
-/// A port from which all those that a cluster of three derives are free.
-pub(crate) fn free_base() -> u16 {
-    let is_free = |base: u16| {
-        (0..3).all(|node| {
-            StdListener::bind(("127.0.0.1", base + node)).is_ok()
-                && StdListener::bind(("127.0.0.1", base + 1000 + node)).is_ok()
-                && std::net::UdpSocket::bind(("127.0.0.1", base + 2000 + node)).is_ok()
-                && std::net::UdpSocket::bind(("127.0.0.1", base + 2003 + node)).is_ok()
-        })
+/// How each node that answers says the link is, by the node's name.
+fn states(dev: &Dev) -> BTreeMap<String, String> {
+    let state = |name: String| {
+        let said = ask(&dev.text(&name, "admin"), &["link", "status", "core", "-o", "json"])?;
+        let link: Value = serde_json::from_slice(&said).ok()?;
+        Some((name, link["state"].as_str()?.to_owned()))
     };
-    (0..100).map(|_| free_port().clamp(1024, 60_000)).find(|base| is_free(*base)).unwrap()
+    dev.names().into_iter().filter_map(state).collect()
+}
+
+/// The only node that runs the link, when every other one stands by.
+fn runner(dev: &Dev) -> Option<String> {
+    let states = states(dev);
+    let standby = states.values().filter(|state| *state == "standby").count();
+    let runs = states.iter().find(|(_, state)| *state == "connected")?;
+    (states.len() == 3 && standby == 2).then(|| runs.0.clone())
+}
+
+/// What the command says of the node with this admin address; `None` if it fails.
+fn ask(admin: &str, arguments: &[&str]) -> Option<Vec<u8>> {
+    let output = beamlog().args(arguments).args(["--admin", admin]).output().unwrap();
+    output.status.success().then_some(output.stdout)
 }
 
 pub(crate) async fn connect_all(urls: Vec<String>) -> Client {
@@ -119,27 +59,25 @@ async fn the_node_that_runs_a_link_may_be_killed_and_another_one_goes_on() {
         command.stdout(Stdio::null()).stderr(Stdio::null());
         command
     });
-    let cluster = Cluster::start(folder.path());
-    let _last_words = LastWords(folder.path().join("log"));
-    patiently("three nodes serve", async || (cluster.nodes().len() == 3).then_some(())).await;
-    let (there, here) = (connect(&nats.url).await, connect_all(cluster.urls()).await);
+    let dev = tokio::task::block_in_place(|| Dev::start(folder.path(), 3, &[]));
+    let (there, here) = (connect(&nats.url).await, connect_all(urls(&dev)).await);
     let (far, near) = (jetstream::new(there.clone()), jetstream::new(here.clone()));
     make(&far, "DOWN", "down.>").await;
     make(&far, "UP", "up.>").await;
     make(&near, "LOCAL", "up.>").await;
-    for node in cluster.nodes() {
+    for name in dev.names() {
         let add = ["link", "add", "core", "--url", &nats.url];
         let rules = ["--import", "stream=DOWN", "--export", "stream=LOCAL"];
-        ask(&node, &[&add[..], &rules[..]].concat()).unwrap();
+        ask(&dev.text(&name, "admin"), &[&add[..], &rules[..]].concat()).unwrap();
     }
-    patiently("one node runs the link", async || cluster.runner()).await;
+    patiently("one node runs the link", async || runner(&dev)).await;
 
     let stop = Arc::new(AtomicBool::new(false));
     let acked = [Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0))];
     let mut publishers = Vec::new();
     for at in 0..2 {
         for (urls, prefix, acked) in
-            [(vec![nats.url.clone()], "down", &acked[0]), (cluster.urls(), "up", &acked[1])]
+            [(vec![nats.url.clone()], "down", &acked[0]), (urls(&dev), "up", &acked[1])]
         {
             let (client, subject) = (connect_all(urls).await, format!("{prefix}.{at}"));
             publishers.push(tokio::spawn(publish(client, subject, Arc::clone(&stop), Arc::clone(acked))));
@@ -147,15 +85,10 @@ async fn the_node_that_runs_a_link_may_be_killed_and_another_one_goes_on() {
     }
     let mut ran = Vec::new();
     for _ in 0..KILLS {
-        let name = patiently("one node runs the link", async || cluster.runner()).await;
+        let name = patiently("one node runs the link", async || runner(&dev)).await;
         let carried = count(&far, "UP").await.unwrap_or(0);
         patiently("it carries", async || (count(&far, "UP").await? > carried).then_some(())).await;
-        let pid = cluster.nodes.lock().unwrap()[&name]["pid"].clone();
-        assert!(Command::new("kill").args(["-KILL", &pid.to_string()]).status().unwrap().success());
-        patiently("it is started again", async || {
-            (cluster.nodes.lock().unwrap()[&name]["pid"] != pid).then_some(())
-        })
-        .await;
+        tokio::task::block_in_place(|| dev.started_again(&dev.kill(&name)));
         ran.push(name);
     }
     stop.store(true, Ordering::Relaxed);

@@ -5,7 +5,8 @@
 
 use serde_json::Value;
 
-use super::cluster::{connect_all, free_base};
+use super::cluster::connect_all;
+use super::dev_cluster::{beamlog, free_base};
 use super::*;
 
 const KILLS: usize = 6;
@@ -109,16 +110,6 @@ impl Three {
         let current = cluster.replicas.iter().filter(|one| one.current && !one.offline).count();
         (cluster.leader.is_some() && current == 2).then_some(())
     }
-}
-
-fn beamlog() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_beamlog"));
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("BEAMLOG_") {
-            command.env_remove(name);
-        }
-    }
-    command
 }
 
 fn cert(folder: &Path, line: &str) {

@@ -5,94 +5,35 @@
 //! was used up stays so.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::TcpStream;
 
+use super::dev_cluster::Dev;
 use super::*;
 
-/// `beamlog cluster dev`, and the nodes it says it runs.
-struct Dev {
-    process: Child,
-    nodes: Arc<Mutex<BTreeMap<String, Value>>>,
+/// The node at which tasks run.
+fn leader(dev: &Dev) -> Option<String> {
+    let runs: Vec<String> = dev
+        .names()
+        .into_iter()
+        .filter(|name| {
+            metrics(&dev.text(name, "admin"))
+                .is_some_and(|text| text.lines().any(|line| line == "beamlog_tasks_serving 1.0"))
+        })
+        .collect();
+    // One that has lost it and does not know yet is not asked.
+    <[String; 1]>::try_from(runs).ok().map(|[name]| name)
 }
 
-impl Dev {
-    fn start(folder: &Path) -> Self {
-        let mut process = Command::new(env!("CARGO_BIN_EXE_beamlog"))
-            .args(["cluster", "dev", "--tasks", "--base-port", &free_base().to_string(), "--data-dir"])
-            .arg(folder.join("cluster"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(std::fs::File::create(folder.join("log")).unwrap())
-            .spawn()
-            .unwrap();
-        let nodes = Arc::new(Mutex::new(BTreeMap::new()));
-        let (seen, output) = (Arc::clone(&nodes), process.stdout.take().unwrap());
-        thread::spawn(move || {
-            for line in BufReader::new(output).lines().map_while(Result::ok) {
-                let node: Value = serde_json::from_str(&line).unwrap();
-                seen.lock().unwrap().insert(node["name"].as_str().unwrap().to_owned(), node);
-            }
-        });
-        Self { process, nodes }
-    }
-
-    fn text(&self, name: &str, key: &str) -> String {
-        self.nodes.lock().unwrap()[name][key].as_str().unwrap().to_owned()
-    }
-
-    fn addresses(&self) -> Vec<String> {
-        let nodes = self.nodes.lock().unwrap();
-        nodes.values().map(|node| node["nats"].as_str().unwrap().to_owned()).collect()
-    }
-
-    /// The node at which tasks run.
-    fn leader(&self) -> Option<String> {
-        let names: Vec<String> = self.nodes.lock().unwrap().keys().cloned().collect();
-        let runs: Vec<String> = names
-            .into_iter()
-            .filter(|name| {
-                metrics(&self.text(name, "admin"))
-                    .is_some_and(|text| text.lines().any(|line| line == "beamlog_tasks_serving 1.0"))
-            })
-            .collect();
-        // One that has lost it and does not know yet is not asked.
-        <[String; 1]>::try_from(runs).ok().map(|[name]| name)
-    }
-
-    /// Kills the leader; its name, once it is started again.
-    fn kill_leader(&self) -> String {
-        let mut leader = None;
-        wait_until("one node runs tasks", || {
-            leader = self.leader();
-            leader.is_some()
-        });
-        let name = leader.unwrap();
-        let pid = self.nodes.lock().unwrap()[&name]["pid"].clone();
-        assert!(Command::new("kill").args(["-KILL", &pid.to_string()]).status().unwrap().success());
-        wait_until("it is started again", || self.nodes.lock().unwrap()[&name]["pid"] != pid);
-        name
-    }
-}
-
-impl Drop for Dev {
-    fn drop(&mut self) {
-        // It stops its nodes.
-        let told = Command::new("kill").args(["-TERM", &self.process.id().to_string()]).status();
-        if told.is_ok_and(|status| status.success()) {
-            drop(self.process.wait());
-        }
-    }
-}
-
-/// What the nodes logged, when a test fails.
-struct LastWords(std::path::PathBuf);
-
-impl Drop for LastWords {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            eprintln!("{}", std::fs::read_to_string(&self.0).unwrap_or_default());
-        }
-    }
+/// Kills the leader; its name, once it is started again.
+fn kill_leader(dev: &Dev) -> String {
+    let mut found = None;
+    wait_until("one node runs tasks", || {
+        found = leader(dev);
+        found.is_some()
+    });
+    let name = found.unwrap();
+    dev.started_again(&dev.kill(&name));
+    name
 }
 
 fn metrics(address: &str) -> Option<String> {
@@ -104,27 +45,12 @@ fn metrics(address: &str) -> Option<String> {
     Some(text)
 }
 
-/// A port from which all those that a cluster of three derives are free.
-fn free_base() -> u16 {
-    let is_free = |base: u16| {
-        (0..3).all(|node| {
-            TcpListener::bind(("127.0.0.1", base + node)).is_ok()
-                && TcpListener::bind(("127.0.0.1", base + 1000 + node)).is_ok()
-                && UdpSocket::bind(("127.0.0.1", base + 2000 + node)).is_ok()
-        })
-    };
-    let port = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    (0..100).map(|_| port().clamp(1024, 60_000)).find(|base| is_free(*base)).unwrap()
-}
-
 #[test]
 fn a_killed_leader_of_a_cluster_loses_no_job_and_forgets_no_decision() {
     const KILLS: usize = 3;
     let jobs: u32 = std::env::var("BEAMLOG_TEST_TASKS_JOBS").map_or(300, |jobs| jobs.parse().unwrap());
     let folder = TempDir::new().unwrap();
-    let dev = Dev::start(folder.path());
-    let _last_words = LastWords(folder.path().join("log"));
-    wait_until("three nodes serve", || dev.nodes.lock().unwrap().len() == 3);
+    let dev = Dev::start(folder.path(), 3, &["--tasks"]);
     let addresses = dev.addresses();
     let book = Arc::new(Book::default());
     // Two at each node.
@@ -162,7 +88,7 @@ fn a_killed_leader_of_a_cluster_loses_no_job_and_forgets_no_decision() {
         }
         decisions
     });
-    let killed: Vec<String> = (0..KILLS).map(|_| dev.kill_leader()).collect();
+    let killed: Vec<String> = (0..KILLS).map(|_| kill_leader(&dev)).collect();
     let decisions = submitter.join().unwrap();
     let found = || totals(&addresses[0]);
     wait_until("all jobs have a result", || found()["open_tasks"] == 0);

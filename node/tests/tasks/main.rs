@@ -7,6 +7,8 @@
 
 mod cluster;
 mod degraded;
+#[path = "../dev_cluster/mod.rs"]
+mod dev_cluster;
 mod gateway;
 mod otlp;
 mod privacy;
