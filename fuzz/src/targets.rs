@@ -28,6 +28,7 @@ macro_rules! targets {
 
 targets! {
     api_request,
+    catalogue,
     cell_envelope,
     cell_plan,
     client_lines,

@@ -53,6 +53,21 @@ pub(crate) async fn ask(
     payload: &[u8],
     within: Duration,
 ) -> Result<Bytes, Unanswered> {
+    let message = |reply: &str| send(router, subject, reply.as_bytes(), headers, payload);
+    ask_by(router, message, within).await
+}
+
+/// As [`ask`], with `send` to send the request with the reply subject that it is given; it says how many heard it.
+///
+/// # Errors
+/// As [`ask`].
+///
+/// *Cancel safety*: as [`ask`].
+pub(crate) async fn ask_by(
+    router: &Router,
+    send: impl FnOnce(&str) -> usize,
+    within: Duration,
+) -> Result<Bytes, Unanswered> {
     static INBOXES: AtomicU64 = AtomicU64::new(1);
     let number = INBOXES.fetch_add(1, Ordering::Relaxed);
     let reply = format!("_INBOX.beamlog.{}.{number}", router.node_id());
@@ -61,7 +76,7 @@ pub(crate) async fn ask(
     let interest = router.interest();
     let key = interest.subscribe(reply.as_bytes(), None, inbox, 0).map_err(|_illegal| Unanswered)?;
     let _subscription = Subscription(Arc::clone(interest), key);
-    if send(router, subject, reply.as_bytes(), headers, payload) == 0 {
+    if send(&reply) == 0 {
         return Err(Unanswered);
     }
     match timeout(within, receiver).await {

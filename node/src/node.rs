@@ -22,7 +22,7 @@ use tokio::net::TcpListener;
 use tracing::info;
 
 use crate::admin::{Admin, Monitor};
-use crate::cluster::{self, ClusterApi, ClusterError, NodeCluster};
+use crate::cluster::{self, ClusterApi, ClusterError, Held, Lists, NodeCluster, Onwards, Served};
 use crate::config::{Authentication, NodeOptions};
 use crate::edges::{self, HubError};
 use crate::gateway::Gateway;
@@ -145,6 +145,7 @@ pub struct Node {
     hub: Option<Hub>,
     /// Of a cluster, if it is in one.
     member: Option<NodeCluster>,
+    served: Option<Served>,
     monitor: Arc<Monitor>,
     tasks: Option<Tasks>,
     drain_timeout: Duration,
@@ -183,13 +184,20 @@ impl Node {
         }
         let api = Api::new(router.clone(), server_name.clone());
         let mut jetstream: Arc<dyn JetStream> = Arc::new(api.clone());
-        let mut member = None;
+        let (mut member, mut served) = (None, None);
         if let (Some(prepared), Some(replica)) = (prepared, replica) {
-            let clustered = Arc::new(ClusterApi::new(api.clone(), Arc::clone(&interest)));
+            let lists = Lists::new(router.clone(), api.clone());
+            let clustered = Arc::new(ClusterApi::new(api.clone(), lists.clone(), Arc::clone(&interest)));
             match prepared.start(&router, replica, &clustered).await {
                 Ok(started) => {
                     let seen = started.clone();
                     api.placed_by(Box::new(move || seen.view()));
+                    let seen = started.clone();
+                    lists.placed_by(Box::new(move || seen.view()));
+                    match start_held(&router, &api, &started, &clustered, &options).await {
+                        Ok(held) => served = Some(Served { api: Arc::clone(&clustered), held }),
+                        Err(error) => return Err(close_after(router, error).await),
+                    }
                     member = Some(started);
                 }
                 Err(error) => return Err(close_after(router, of_cluster(error)).await),
@@ -245,7 +253,7 @@ impl Node {
             hub.clone(),
             options.clone(),
             started,
-            serving,
+            (serving, served.clone()),
         ));
         let admin = match options.admin {
             None => None,
@@ -278,8 +286,20 @@ impl Node {
             }
         };
         let drain_timeout = options.drain_timeout;
-        let node =
-            Self { router, server, admin, gateway, grpc, links, hub, member, monitor, tasks, drain_timeout };
+        let node = Self {
+            router,
+            server,
+            admin,
+            gateway,
+            grpc,
+            links,
+            hub,
+            member,
+            served,
+            monitor,
+            tasks,
+            drain_timeout,
+        };
         info!(
             version = env!("CARGO_PKG_VERSION"),
             server_name = node.server.server_name(),
@@ -340,10 +360,13 @@ impl Node {
     /// told from then on is nowhere. *Cancel safety*: may be dropped and called again.
     pub async fn failed(&self) -> String {
         loop {
-            match self.router.health() {
-                Health::LogFailed { reason } => return reason,
-                Health::Closed => return "the router was closed".to_owned(),
-                Health::Serving | Health::InsufficientStorage | Health::Damaged { .. } => {}
+            let held = self.served.as_ref().and_then(|served| served.held.router());
+            for router in std::iter::once(&self.router).chain(held) {
+                match router.health() {
+                    Health::LogFailed { reason } => return reason,
+                    Health::Closed => return "the router was closed".to_owned(),
+                    Health::Serving | Health::InsufficientStorage | Health::Damaged { .. } => {}
+                }
             }
             tokio::time::sleep(HEALTH_INTERVAL).await;
         }
@@ -371,7 +394,11 @@ impl Node {
         if let Some(member) = &self.member {
             member.stop().await;
         }
-        let closed = close(self.router).await;
+        let held = match &self.served {
+            None => Ok(()),
+            Some(served) => served.held.close().await,
+        };
+        let closed = close(self.router).await.and(held);
         info!(clean = closed.is_ok(), "stopped");
         closed
     }
@@ -416,6 +443,8 @@ async fn stop_tasks(tasks: Option<Tasks>) {
 
 /// What an event may be longer than the request that it keeps.
 const EVENT_BYTES: usize = 256 << 10;
+/// The store, within that of the node, of what a member of a cluster holds alone.
+const LOCAL: &str = "local";
 
 /// Opens the store: of a node that stands alone, or of a member of a cluster.
 async fn open_store(
@@ -423,12 +452,7 @@ async fn open_store(
     replicator: Option<Arc<dyn Replicator>>,
 ) -> Result<(Router, Option<Replica>), StartError> {
     let path = options.data_dir.clone();
-    let router_options = RouterOptions {
-        log: LogOptions { segment_bytes: options.segment_bytes, ..LogOptions::default() },
-        scrub_period: options.scrub_period,
-        message_bytes_max: options.payload_bytes_max + if options.tasks.is_some() { EVENT_BYTES } else { 0 },
-        ..RouterOptions::default()
-    };
+    let router_options = router_options(options);
     let opening = tokio::task::spawn_blocking(move || {
         let (disk, wire) = (Arc::new(StdDisk), Arc::new(NatsWire::new()));
         let opened = match replicator {
@@ -439,6 +463,37 @@ async fn open_store(
         opened.map_err(|source| StartError::Store { path, source })
     });
     opening.await.expect("opening is not cancelled, and does not panic")
+}
+
+fn router_options(options: &NodeOptions) -> RouterOptions {
+    RouterOptions {
+        log: LogOptions { segment_bytes: options.segment_bytes, ..LogOptions::default() },
+        scrub_period: options.scrub_period,
+        message_bytes_max: options.payload_bytes_max + if options.tasks.is_some() { EVENT_BYTES } else { 0 },
+        ..RouterOptions::default()
+    }
+}
+
+/// Opens what a member of a cluster holds alone, and lets requests for it in.
+async fn start_held(
+    router: &Router,
+    api: &Api,
+    member: &NodeCluster,
+    clustered: &Arc<ClusterApi>,
+    options: &NodeOptions,
+) -> Result<Held, StartError> {
+    let path = options.data_dir.join(LOCAL);
+    let of_cluster = (router.clone(), api.clone());
+    let starting = Held::start(
+        of_cluster,
+        member.clone(),
+        path.clone(),
+        router_options(options),
+        Onwards::new(clustered),
+    );
+    let held = starting.await.map_err(|source| StartError::Store { path, source })?;
+    clustered.with_held(held.clone());
+    Ok(held)
 }
 
 fn of_cluster(error: ClusterError) -> StartError {

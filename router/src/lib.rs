@@ -11,6 +11,7 @@ pub mod headers;
 pub mod interest;
 pub mod replica;
 mod router;
+mod shards;
 mod stats;
 pub mod stream;
 pub mod subject;

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use beamlog_log::{CloseError, Disk, LogOptions, NodeId, RecoveryReport};
+use beamlog_log::{CloseError, Disk, LogOptions, NodeId, RecoveryReport, StreamId};
 use bytes::Bytes;
 
 use crate::api::error::{ApiError, PublishRefusal};
@@ -23,6 +23,7 @@ use crate::driver::queue::{Queue, QueueLimits};
 use crate::driver::stepper::Stepper;
 use crate::interest::{Envelope, Interest, RouteCache};
 use crate::replica::{Replica, Replicator};
+use crate::shards::{Beside, ShardKind};
 use crate::stats::{Health, RouterStats};
 use crate::subject::{InvalidSubject, check_subject};
 use crate::wire::Wire;
@@ -89,12 +90,20 @@ pub(crate) struct Shared {
     pub(crate) queue: Queue,
     pub(crate) stats: Mutex<RouterStats>,
     pub(crate) health: Mutex<Health>,
+    pub(crate) kind: ShardKind,
+    pub(crate) beside: Beside,
 }
 
 impl Shared {
-    pub(crate) fn new(options: &RouterOptions) -> Self {
+    pub(crate) fn new(options: &RouterOptions, kind: ShardKind) -> Self {
         let limits = QueueLimits { commands: options.queue_commands_max, bytes: options.queue_bytes_max };
-        Self { queue: Queue::new(limits), stats: Mutex::default(), health: Mutex::default() }
+        Self {
+            queue: Queue::new(limits),
+            stats: Mutex::default(),
+            health: Mutex::default(),
+            kind,
+            beside: Beside::default(),
+        }
     }
 }
 
@@ -191,11 +200,30 @@ impl Router {
         clocks: Box<dyn Clocks>,
         node: NodeId,
     ) -> Result<(Self, Replica, Stepper), OpenError> {
-        let surroundings = Surroundings { wire, clocks, node, replicator: Some(replicator) };
+        let surroundings = Surroundings { wire, clocks, node, replicator: Some(replicator), beside: None };
         let opened = open::open(path, disk, options, surroundings)?;
         let replica = Replica::new(Arc::clone(&opened.shared), Arc::clone(&opened.vote));
         let (router, driver) = Self::of(opened);
         Ok((router, replica, Stepper::new(driver)))
+    }
+
+    /// Opens the local shard of this node beside its other one: a store of its own, whose streams this node holds
+    /// alone, and the same subjects and subscribers. From then on publishes that are given to either handle go to
+    /// the shard that has the stream. Once for each router.
+    ///
+    /// # Errors
+    /// As [`Router::open`].
+    pub fn open_beside(
+        &self,
+        path: &Path,
+        disk: Arc<dyn Disk>,
+        options: &RouterOptions,
+        wire: Arc<dyn Wire>,
+    ) -> Result<Self, OpenError> {
+        let mut surroundings = Surroundings::of_this_machine(wire, None)?;
+        surroundings.beside = Some((Arc::clone(&self.interest), Arc::clone(&self.shared)));
+        let (router, thread) = Self::of(open::start(path, disk, options, surroundings)?);
+        Ok(router.with(thread))
     }
 
     fn of<D>(opened: Opened<D>) -> (Self, D) {
@@ -207,6 +235,12 @@ impl Router {
     fn with(self, thread: open::Thread) -> Self {
         *self.alive.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         self
+    }
+
+    /// Whether this stream is in the node's other shard.
+    #[must_use]
+    pub fn is_beside(&self, stream: StreamId) -> bool {
+        self.shared.other_of(stream).is_some()
     }
 
     /// Who wants which subject: where sessions subscribe and what unstored messages are routed by.
@@ -248,16 +282,9 @@ impl Router {
         let stream = routed.capture.ok_or(PublishError::NoStream)?;
         let publish = StreamPublish { stream, subject, reply: Bytes::new(), headers, payload };
         let (sender, receiver) = oneshot::channel();
-        let command = Command::Publish { publish, reply: PublishReply::Ticket(sender) };
-        self.shared.queue.push(command).map_err(|Full(command)| match command {
-            Command::Publish { publish, .. } => Full(publish),
-            Command::PublishAll(_)
-            | Command::Request { .. }
-            | Command::Acknowledge(_)
-            | Command::Pull(_)
-            | Command::FlowControl(_) => unreachable!("the queue gives back what it was given"),
-        })?;
-        Ok(PublishTicket(receiver))
+        self.push_publish(publish, PublishReply::Ticket(sender))
+            .map(|()| PublishTicket(receiver))
+            .map_err(PublishError::from)
     }
 
     /// Stores a message in the stream that it names, whoever captures its subject; subscribers do not get it.
@@ -265,16 +292,7 @@ impl Router {
     /// it is durable. Gives it back when the queue is full.
     pub fn store(&self, publish: StreamPublish) -> Result<PublishTicket, Full<StreamPublish>> {
         let (sender, receiver) = oneshot::channel();
-        let command = Command::Publish { publish, reply: PublishReply::Ticket(sender) };
-        self.shared.queue.push(command).map_err(|Full(command)| match command {
-            Command::Publish { publish, .. } => Full(publish),
-            Command::PublishAll(_)
-            | Command::Request { .. }
-            | Command::Acknowledge(_)
-            | Command::Pull(_)
-            | Command::FlowControl(_) => unreachable!("the queue gives back what it was given"),
-        })?;
-        Ok(PublishTicket(receiver))
+        self.push_publish(publish, PublishReply::Ticket(sender)).map(|()| PublishTicket(receiver))
     }
 
     /// Takes no more work, finishes what was taken, tells those who wait, seals the log. Clones of the
@@ -297,8 +315,14 @@ impl Router {
     /// Gives it back when the queue is full.
     pub fn offer_publish(&self, publish: StreamPublish) -> Result<(), Full<StreamPublish>> {
         let reply = PublishReply::Wire(publish.reply.clone());
-        let command = Command::Publish { publish, reply };
-        self.shared.queue.push(command).map_err(|Full(command)| match command {
+        self.push_publish(publish, reply)
+    }
+
+    /// To the shard that has the stream.
+    fn push_publish(&self, publish: StreamPublish, reply: PublishReply) -> Result<(), Full<StreamPublish>> {
+        let other = self.shared.other_of(publish.stream);
+        let shared = other.as_ref().unwrap_or(&self.shared);
+        shared.queue.push(Command::Publish { publish, reply }).map_err(|Full(command)| match command {
             Command::Publish { publish, .. } => Full(publish),
             Command::PublishAll(_)
             | Command::Request { .. }
@@ -308,25 +332,30 @@ impl Router {
         })
     }
 
-    /// As [`Router::offer_publish`], for all that one sender has now. All are taken or none is.
+    /// As [`Router::offer_publish`], for all that one sender has now. All of a shard are taken or none is; what is
+    /// given back is what was not.
     pub fn offer_publishes(&self, batch: PublishBatch) -> Result<(), Full<PublishBatch>> {
-        if batch.is_empty() {
-            return Ok(());
+        let kind = self.shared.kind;
+        let Some(other) = batch.first_not_of(kind).and_then(|stream| self.shared.other_of(stream)) else {
+            return push_all(&self.shared, batch);
+        };
+        let (ours, theirs) = batch.split(kind);
+        match (push_all(&self.shared, ours), push_all(&other, theirs)) {
+            (Ok(()), Ok(())) => Ok(()),
+            (Err(full), Ok(())) | (Ok(()), Err(full)) => Err(full),
+            (Err(Full(mut ours)), Err(Full(theirs))) => {
+                ours.append(&theirs);
+                Err(Full(ours))
+            }
         }
-        self.shared.queue.push(Command::PublishAll(batch)).map_err(|Full(command)| match command {
-            Command::PublishAll(batch) => Full(batch),
-            Command::Publish { .. }
-            | Command::Request { .. }
-            | Command::Acknowledge(_)
-            | Command::Pull(_)
-            | Command::FlowControl(_) => unreachable!("the queue gives back what it was given"),
-        })
     }
 
-    /// Resolves when the queue has room again.
+    /// Resolves when the queue has room again, and that of the node's other shard, if there is one.
     #[must_use]
     pub fn when_ready(&self) -> ReadyTicket {
-        ReadyTicket(self.shared.queue.when_ready())
+        // Of two that are full the second is waited for when the first has room.
+        let other = self.shared.beside.get().filter(|_| self.shared.queue.is_ready());
+        ReadyTicket(other.as_ref().unwrap_or(&self.shared).queue.when_ready())
     }
 
     /// Asks the engine. What the answer says is durable when it arrives.
@@ -419,6 +448,20 @@ impl Router {
     pub fn health(&self) -> Health {
         self.shared.health.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
+
+fn push_all(shared: &Shared, batch: PublishBatch) -> Result<(), Full<PublishBatch>> {
+    if batch.is_empty() {
+        return Ok(());
+    }
+    shared.queue.push(Command::PublishAll(batch)).map_err(|Full(command)| match command {
+        Command::PublishAll(batch) => Full(batch),
+        Command::Publish { .. }
+        | Command::Request { .. }
+        | Command::Acknowledge(_)
+        | Command::Pull(_)
+        | Command::FlowControl(_) => unreachable!("the queue gives back what it was given"),
+    })
 }
 
 /// The outcome of a publish, once it is durable. Await it, or [`PublishTicket::wait`] blocks for it.

@@ -239,8 +239,8 @@ pub(super) fn spell(form: Form, answer: &Answer, around: &Around<'_>) -> Reply {
             object.number("purged", *count);
         }
         Response::Message(message) => write_message(message, form.no_headers, object),
-        // An answer to direct get only.
-        Response::Batch { .. } => {}
+        // Answers to direct get, and to other nodes.
+        Response::Batch { .. } | Response::Reserved(_) | Response::Reservations(_) => {}
         Response::Consumer(info) => {
             consumer_config::write_info(info, around.now, true, around.whereabouts, object);
         }
@@ -349,6 +349,8 @@ pub(super) fn raw(form: Form, stream: &str, answer: &Answer, send: &mut dyn FnMu
         Ok(
             Response::Account(_)
             | Response::Stream { .. }
+            | Response::Reserved(_)
+            | Response::Reservations(_)
             | Response::Names(_)
             | Response::Streams(_)
             | Response::Deleted

@@ -73,6 +73,11 @@ impl Api {
         drop(self.shared.placed.set(placed));
     }
 
+    /// Answers a request that somebody else asked of a router.
+    pub fn tell(&self, reply: &[u8], form: Form, answer: &Answer) {
+        self.shared.answer_document(reply, form, answer);
+    }
+
     #[must_use]
     pub fn stats(&self) -> ApiStats {
         ApiStats {

@@ -128,6 +128,8 @@ impl From<&ApiError> for ErrorBody {
             ApiError::BadRequest => (400, 10003),
             ApiError::StreamNotFound => (404, 10059),
             ApiError::StreamNameInUse => (400, 10058),
+            ApiError::StreamOffline { .. } => (500, 10118),
+            ApiError::NoSuitablePeers(_) => (400, 10005),
             ApiError::SubjectOverlap => (400, 10065),
             ApiError::StreamConfigInvalid(_) => (500, 10052),
             ApiError::StreamUpdateInvalid(_) => (500, 10069),

@@ -164,7 +164,7 @@ impl Worker {
         };
         loop {
             match self.jetstream.handle(&request) {
-                Handled::Done => return true,
+                Handled::Done | Handled::Elsewhere => return true,
                 Handled::NoResponders => {
                     self.nobody(item);
                     return true;

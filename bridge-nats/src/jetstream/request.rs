@@ -22,6 +22,8 @@ pub enum Handled {
     /// The engine's queue is full and this one must not be lost (an ack, a pull, a flow-control
     /// answer). Keep the message, read no more from this client, and offer it again soon.
     Full,
+    /// Taken, by who has its stream: whoever else hears requests of the API as such must not get it.
+    Elsewhere,
     /// Nobody answers this subject: the client gets what an unheard request gets (503, if it asked).
     NoResponders,
 }

@@ -49,8 +49,8 @@ pub(super) fn read(payload: &[u8]) -> Result<StreamConfig, ErrorBody> {
         },
         replicas: match replicas {
             ..0 => return Err(ErrorBody::new(400, 10133, "replicas count cannot be negative")),
-            0 => 1,
-            1..=5 => u8::try_from(replicas).unwrap_or(1),
+            // Not said: whoever creates it decides.
+            0..=5 => u8::try_from(replicas).unwrap_or(1),
             6.. => return Err(ErrorBody::stream_config("maximum replicas is 5")),
         },
         no_ack: fields.boolean("no_ack")?,
@@ -318,7 +318,6 @@ mod tests {
         let expected = StreamConfig {
             name: "A".to_owned(),
             subjects: vec!["a.>".to_owned()],
-            replicas: 1,
             ..StreamConfig::default()
         };
         assert_eq!(config, expected);

@@ -292,6 +292,9 @@ impl Interpreter {
                 return Some(Stop { blocked: Blocked::Api, again: true });
             }
             self.accept(publish);
+            if handled == Handled::Elsewhere {
+                return None;
+            }
             // Requests can be listened to; acks are too many to look for listeners each time.
             let heard = publish.subject.starts_with(b"$JS.API.")
                 && self.context.interest.route(&mut self.cache, publish.subject, &envelope).receivers > 0;

@@ -150,6 +150,9 @@ async fn on_internal_subjects_only_nodes_speak_and_listen() {
     client.expect("-ERR 'Permissions Violation for Publish to \"$TASKS.leader\"'\r\n").await;
     client.send("SUB $TASKS.node.* 1\r\n").await;
     client.expect("-ERR 'Permissions Violation for Subscription to \"$TASKS.node.*\"'\r\n").await;
+    // Names of nodes need not be kept: they always are.
+    client.send("SUB _BEAMLOG.STREAM.s 1\r\n").await;
+    client.expect("-ERR 'Permissions Violation for Subscription to \"_BEAMLOG.STREAM.s\"'\r\n").await;
     // The connection lives, and its other subjects do.
     client.send("SUB $TASKS 2\r\nPUB $TASKS 0\r\n\r\n").await;
     client.expect("MSG $TASKS 2 0\r\n\r\n").await;

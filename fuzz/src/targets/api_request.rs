@@ -1,6 +1,7 @@
 //! Requests of the JetStream API, acks and flow-control answers: subject, headers and JSON.
 
-use beamlog_nats::jetstream::parse_request;
+use beamlog_nats::jetstream::{Call, parse_request, stream_named};
+use beamlog_router::api::request::Request;
 
 pub const WORDS: &[&[u8]] = &[
     b"$JS.API.",
@@ -52,6 +53,35 @@ pub fn run(data: &[u8]) {
     // Total over all bytes, and the same every time.
     let call = parse_request(subject, &headers, payload);
     assert_eq!(call, parse_request(subject, &headers, payload));
+    // Whoever routes by the name of the stream agrees with who reads the whole.
+    let named = match &call {
+        Call::Pull { stream, .. } | Call::FlowControl { stream, .. } => stream,
+        Call::Ack { target, .. } => &target.stream,
+        Call::Engine { request, .. } => match &**request {
+            Request::StreamInfo { stream, .. }
+            | Request::DeleteStream { stream }
+            | Request::PurgeStream { stream, .. }
+            | Request::GetMessage { stream, .. }
+            | Request::DirectGet { stream, .. }
+            | Request::DirectGetBatch { stream, .. }
+            | Request::DeleteMessage { stream, .. }
+            | Request::CreateConsumer { stream, .. }
+            | Request::ConsumerInfo { stream, .. }
+            | Request::ConsumerNames { stream, .. }
+            | Request::ConsumerList { stream, .. }
+            | Request::DeleteConsumer { stream, .. }
+            | Request::PauseConsumer { stream, .. } => stream,
+            Request::CreateStream(config) | Request::UpdateStream(config) => &config.name,
+            Request::AccountInfo
+            | Request::StreamNames { .. }
+            | Request::StreamList { .. }
+            | Request::Reserve(_)
+            | Request::Release { .. }
+            | Request::Reservations => return,
+        },
+        Call::Reply(_) | Call::Nothing => return,
+    };
+    assert_eq!(stream_named(subject), Some(named.as_str()));
 }
 
 pub fn seeds() -> Vec<Vec<u8>> {

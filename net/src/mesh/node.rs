@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use beamlog_router::StreamId;
-use beamlog_router::interest::{Envelope, Interest, PeerTarget};
+use beamlog_router::interest::{Envelope, Interest, NAMES, PeerTarget};
 use bytes::Bytes;
 use tracing::warn;
 
@@ -166,6 +166,10 @@ impl Shared {
     fn deliver(&self, incoming: &mut Incoming, group: &[u8], routed_by: &[u8], message: &MeshMessage<'_>) {
         let MeshMessage { subject, reply, headers, payload, .. } = *message;
         let envelope = Envelope { subject, reply, headers, payload, origin: 0 };
+        if routed_by.starts_with(NAMES) && group.is_empty() {
+            self.interest.send_to_here(&mut incoming.cache, routed_by, &envelope);
+            return;
+        }
         let target = if group.is_empty() { PeerTarget::Plain } else { PeerTarget::Group(group) };
         let for_leader = group.is_empty() && subject == routed_by && is_for_leader(subject);
         if for_leader {

@@ -34,7 +34,10 @@ fn alone() -> Response {
 pub(super) async fn get(State(monitor): State<Arc<Monitor>>) -> Response {
     monitor.count("/cluster");
     match &monitor.cluster {
-        Some(node) => Json(cluster::status(node)).into_response(),
+        Some(node) => {
+            let held = monitor.served.as_ref().map(|served| served.held.streams());
+            Json(cluster::status(node, &held.unwrap_or_default())).into_response()
+        }
         None => alone(),
     }
 }

@@ -26,7 +26,7 @@ pub(super) async fn healthz(
 ) -> Result<Response, BadParameter> {
     monitor.count("/healthz");
     let with_details = query.boolean("details")?;
-    let health = monitor.router.health();
+    let health = monitor.health();
     let failure = match &health {
         Health::Serving | Health::InsufficientStorage | Health::Damaged { .. } => None,
         Health::LogFailed { reason } => Some(format!("the log has failed: {reason}")),
@@ -53,7 +53,7 @@ pub(super) async fn healthz(
 /// 200 while clients should be sent here.
 pub(super) async fn readyz(State(monitor): State<Arc<Monitor>>) -> Response {
     monitor.count("/readyz");
-    let reason = match monitor.router.health() {
+    let reason = match monitor.health() {
         Health::LogFailed { .. } => Some("the log has failed"),
         Health::Closed => Some("the router is closed"),
         Health::Serving | Health::InsufficientStorage | Health::Damaged { .. } => {

@@ -8,14 +8,15 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use beamlog_nats::API_LEVEL;
-use beamlog_nats::jetstream::{ClusterView, consumer_detail, stream_detail};
+use beamlog_nats::jetstream::{ApiRequest, ClusterView, consumer_detail, stream_detail};
 use beamlog_router::api::request::{Request, Response as Answer, StreamInfo};
+use beamlog_router::{Router, RouterStats};
 use serde_json::{Value, json};
 
 use crate::admin::monitor::{Monitor, shown};
 use crate::admin::query::{BadParameter, Query};
 use crate::admin::varz::{merge, nanos};
-use crate::cluster::NodeCluster;
+use crate::cluster::ClusterApi;
 use crate::core_messages;
 
 /// An engine that is busy for longer answers the page too late to be of use.
@@ -71,17 +72,18 @@ pub(super) async fn jsz(State(monitor): State<Arc<Monitor>>, query: Query) -> Re
     let with_accounts = query.boolean("accounts")? || with_streams;
     let offset = query.number("offset")?.unwrap_or(0);
     let is_ours = query.text("acc").is_none_or(|account| account == "$G");
-    let stats = monitor.router.stats();
+    let stats: Vec<RouterStats> = monitor.routers().map(Router::stats).collect();
+    let of_all = |figure: fn(&RouterStats) -> u64| stats.iter().map(figure).sum::<u64>();
     let mut value = stats_value(&monitor);
     let more = json!({
         "server_id": monitor.server.server_id(),
         "now": shown(SystemTime::now()),
         "config": config(&monitor),
         "limits": {},
-        "streams": stats.streams,
-        "consumers": stats.consumers,
-        "messages": stats.messages,
-        "bytes": stats.bytes,
+        "streams": of_all(|stats| stats.streams),
+        "consumers": of_all(|stats| stats.consumers),
+        "messages": of_all(|stats| stats.messages),
+        "bytes": of_all(|stats| stats.bytes),
         "total": 1,
     });
     merge(&mut value, more);
@@ -95,10 +97,10 @@ pub(super) async fn jsz(State(monitor): State<Arc<Monitor>>, query: Query) -> Re
             let mut account = stats_value(&monitor);
             merge(&mut account, json!({ "name": "$G", "id": "$G" }));
             if with_streams {
-                account["stream_detail"] = match &monitor.cluster {
-                    // A node that does not lead has what the leader says.
-                    Some(member) if !member.leads() => streams_of_leader(&monitor, detail).await?.into(),
-                    Some(_) | None => streams(&monitor, detail).await?.into(),
+                account["stream_detail"] = match &monitor.served {
+                    // What those say who have them.
+                    Some(served) => streams_of_cluster(&monitor, &served.api, detail).await?.into(),
+                    None => streams(&monitor, detail).await?.into(),
                 };
             }
             accounts.push(account);
@@ -120,7 +122,7 @@ fn config(monitor: &Monitor) -> Value {
     let free_bytes = rustix::fs::statvfs(data_dir).map_or(0, |figures| figures.f_bavail * figures.f_frsize);
     json!({
         "max_memory": 0,
-        "max_storage": free_bytes + monitor.router.stats().log_bytes,
+        "max_storage": free_bytes + monitor.routers().map(|router| router.stats().log_bytes).sum::<u64>(),
         "store_dir": data_dir,
         "sync_interval": 0,
         "sync_always": true,
@@ -133,7 +135,7 @@ fn stats_value(monitor: &Monitor) -> Value {
     let api = monitor.api.stats();
     json!({
         "memory": 0,
-        "storage": monitor.router.stats().bytes,
+        "storage": monitor.routers().map(|router| router.stats().bytes).sum::<u64>(),
         "reserved_memory": 0,
         "reserved_storage": 0,
         "accounts": 1,
@@ -165,14 +167,18 @@ async fn streams(monitor: &Monitor, detail: Detail) -> Result<Vec<Value>, Failur
     }
 }
 
-/// As [`streams`], by the JetStream API of the node that leads.
-async fn streams_of_leader(monitor: &Monitor, detail: Detail) -> Result<Vec<Value>, Failure> {
-    let mut found = pages(monitor, "$JS.API.STREAM.LIST", "streams").await?;
+/// As [`streams`], by the JetStream API of the cluster.
+async fn streams_of_cluster(
+    monitor: &Monitor,
+    api: &ClusterApi,
+    detail: Detail,
+) -> Result<Vec<Value>, Failure> {
+    let mut found = pages(monitor, api, "$JS.API.STREAM.LIST", "streams").await?;
     for value in &mut found {
         let name = value["config"]["name"].as_str().unwrap_or_default().to_owned();
         if detail.consumers {
             let subject = format!("$JS.API.CONSUMER.LIST.{name}");
-            let mut consumers = pages(monitor, &subject, "consumers").await?;
+            let mut consumers = pages(monitor, api, &subject, "consumers").await?;
             consumers.iter_mut().for_each(|consumer| detail.reduce(consumer));
             if !consumers.is_empty() {
                 value["consumer_detail"] = consumers.into();
@@ -185,11 +191,21 @@ async fn streams_of_leader(monitor: &Monitor, detail: Detail) -> Result<Vec<Valu
 }
 
 /// All pages of a list of the JetStream API.
-async fn pages(monitor: &Monitor, subject: &str, member: &str) -> Result<Vec<Value>, Failure> {
+async fn pages(
+    monitor: &Monitor,
+    api: &ClusterApi,
+    subject: &str,
+    member: &str,
+) -> Result<Vec<Value>, Failure> {
     let mut found = Vec::new();
     loop {
         let asked = json!({ "offset": found.len() }).to_string();
-        let answer = core_messages::ask(&monitor.router, subject, b"", asked.as_bytes(), PATIENCE).await;
+        let send = |reply: &str| {
+            let (subject, reply, payload) = (subject.as_bytes(), reply.as_bytes(), asked.as_bytes());
+            api.request(&ApiRequest { subject, reply, headers: b"", payload, no_responders: true });
+            1
+        };
+        let answer = core_messages::ask_by(&monitor.router, send, PATIENCE).await;
         let mut answer: Value =
             answer.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).ok_or(Failure::Unanswered)?;
         let total = answer["total"].as_u64().ok_or(Failure::Unanswered)?;
@@ -226,9 +242,7 @@ fn meta_cluster(view: &ClusterView) -> Value {
 }
 
 async fn stream(monitor: &Monitor, info: &StreamInfo, detail: Detail) -> Result<Value, Failure> {
-    let view = monitor.cluster.as_ref().map(NodeCluster::view);
-    let view = view.as_ref();
-    let mut value = parsed(&stream_detail(info, monitor.server.server_name(), view), detail);
+    let mut value = parsed(&stream_detail(info, monitor.server.server_name()), detail);
     if !detail.consumers {
         return Ok(value);
     }
@@ -238,7 +252,7 @@ async fn stream(monitor: &Monitor, info: &StreamInfo, detail: Detail) -> Result<
         // The stream may have gone meanwhile: then it has no consumers.
         let Ok(Answer::Consumers(page)) = ask(monitor, request).await else { break };
         let is_last = page.items.is_empty() || found.len() + page.items.len() >= page.total;
-        found.extend(page.items.iter().map(|one| parsed(&consumer_detail(one, info.now, view), detail)));
+        found.extend(page.items.iter().map(|one| parsed(&consumer_detail(one, info.now), detail)));
         if is_last {
             break;
         }

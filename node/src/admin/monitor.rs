@@ -8,9 +8,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use beamlog_nats::jetstream::Api;
 use beamlog_nats::{Server, rfc3339};
 use beamlog_net::edge::Hub;
-use beamlog_router::Router;
+use beamlog_router::{Health, Router};
 
-use crate::cluster::NodeCluster;
+use crate::cluster::{NodeCluster, Served};
 use crate::config::NodeOptions;
 use crate::links::NodeLinks;
 use crate::tasks::Serving;
@@ -22,6 +22,7 @@ pub(crate) struct Monitor {
     pub(super) api: Api,
     pub(super) links: Arc<NodeLinks>,
     pub(super) cluster: Option<NodeCluster>,
+    pub(super) served: Option<Served>,
     pub(super) hub: Option<Hub>,
     pub(super) options: NodeOptions,
     pub(super) started: SystemTime,
@@ -41,11 +42,11 @@ impl Monitor {
         hub: Option<Hub>,
         options: NodeOptions,
         started: SystemTime,
-        tasks: Option<Arc<Serving>>,
+        (tasks, served): (Option<Arc<Serving>>, Option<Served>),
     ) -> Self {
         let draining = AtomicBool::new(false);
         let requests = Mutex::default();
-        Self { router, server, api, links, cluster, hub, options, started, tasks, draining, requests }
+        Self { router, server, api, links, cluster, served, hub, options, started, tasks, draining, requests }
     }
 
     pub(crate) fn set_draining(&self) {
@@ -63,6 +64,24 @@ impl Monitor {
 
     pub(super) fn requests(&self) -> BTreeMap<&'static str, u64> {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The routers of this node: that of the cluster or of the node alone, and that of what it holds alone.
+    pub(super) fn routers(&self) -> impl Iterator<Item = &Router> {
+        let held = self.served.as_ref().and_then(|served| served.held.router());
+        std::iter::once(&self.router).chain(held)
+    }
+
+    /// The worst of them.
+    pub(super) fn health(&self) -> Health {
+        let severity = |health: &Health| match health {
+            Health::Serving => 0,
+            Health::InsufficientStorage => 1,
+            Health::Damaged { .. } => 2,
+            Health::LogFailed { .. } => 3,
+            Health::Closed => 4,
+        };
+        self.routers().map(Router::health).max_by_key(severity).unwrap_or(Health::Serving)
     }
 
     pub(super) fn uptime(&self) -> Duration {

@@ -267,7 +267,7 @@ pub(crate) async fn stream(arguments: StreamArguments, output: Output) -> Result
             let config = json!({
                 "name": name, "retention": "limits", "storage": "file", "discard": "old",
                 "max_msgs": -1, "max_bytes": -1, "max_msgs_per_subject": -1, "max_consumers": -1,
-                "max_msg_size": -1, "num_replicas": 1, "allow_direct": true,
+                "max_msg_size": -1, "num_replicas": 0, "allow_direct": true,
             });
             let config = settings.over(config)?;
             let session = server.connect().await?;

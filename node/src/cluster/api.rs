@@ -1,21 +1,35 @@
-//! JetStream in a cluster: the node that leads answers; at every other node requests find it through the mesh.
+//! JetStream in a cluster: the node that leads answers, or of a stream with one replica the node that holds it; at
+//! every other node requests find them through the mesh.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
 use beamlog_nats::JetStream;
-use beamlog_nats::jetstream::{Api, ApiRequest, FromPeers, Handled};
+use beamlog_nats::jetstream::{Api, ApiRequest, Call, FromPeers, Handled, parse_request, stream_named};
 use beamlog_net::mesh::{MeshMessage, StreamGate};
-use beamlog_router::interest::{Envelope, Interest, RouteCache};
+use beamlog_router::api::request::Request;
+use beamlog_router::interest::{Envelope, Interest, PeerTarget, RouteCache};
 use beamlog_router::{Full, PublishBatch, StreamId};
+
+use crate::cluster::held::{Held, of_stream, send_to};
+use crate::cluster::lists::{self, Lists};
+
+const CREATE: &[u8] = b"$JS.API.STREAM.CREATE.";
 
 /// The JetStream API of a clustered node.
 pub(crate) struct ClusterApi {
-    api: Api,
-    interest: Arc<Interest>,
+    common: Arc<Common>,
     from_peers: FromPeers,
     leads: AtomicBool,
+    held: OnceLock<Held>,
+}
+
+/// The shard that every voter has, where it is led.
+struct Common {
+    api: Api,
+    interest: Arc<Interest>,
+    lists: Lists,
 }
 
 impl std::fmt::Debug for ClusterApi {
@@ -26,31 +40,133 @@ impl std::fmt::Debug for ClusterApi {
 
 impl ClusterApi {
     /// Within a tokio runtime.
-    pub(crate) fn new(api: Api, interest: Arc<Interest>) -> Self {
-        let from_peers = FromPeers::start(Arc::new(api.clone()), Arc::clone(&interest));
-        Self { api, interest, from_peers, leads: AtomicBool::new(false) }
+    pub(crate) fn new(api: Api, lists: Lists, interest: Arc<Interest>) -> Self {
+        let common = Arc::new(Common { api, interest: Arc::clone(&interest), lists });
+        let from_peers = FromPeers::start(Arc::clone(&common) as Arc<dyn JetStream>, interest);
+        Self { common, from_peers, leads: AtomicBool::new(false), held: OnceLock::new() }
+    }
+
+    /// What this node holds alone: from now on streams with one replica can be made here.
+    pub(crate) fn with_held(&self, held: Held) {
+        // Set once, when the node starts.
+        drop(self.held.set(held));
     }
 
     pub(super) fn set_leads(&self, leads: bool) {
         self.leads.store(leads, Ordering::Release);
     }
+
+    /// A request of this node itself, wherever it is answered.
+    pub(crate) fn request(&self, request: &ApiRequest<'_>) {
+        if self.handle_held(request).is_none() {
+            self.request_common(request);
+        }
+    }
+
+    fn request_common(&self, request: &ApiRequest<'_>) {
+        // Only pulls and acks can find no room, and those are clients'.
+        let handled = self.handle_common(request);
+        if handled == Handled::Done && !self.leads.load(Ordering::Acquire) {
+            self.common.send(request);
+        }
+    }
+
+    /// As [`JetStream::handle`], for the cluster's shard.
+    fn handle_common(&self, request: &ApiRequest<'_>) -> Handled {
+        // The leader has announced the subjects of the API to everybody else. Without one the driver refuses.
+        if self.leads.load(Ordering::Acquire) || !self.common.interest.has_interest(request.subject) {
+            return self.common.answer(request);
+        }
+        // Requests of the API are routed by the session itself, for those who listen to them.
+        if !request.subject.starts_with(b"$JS.API.") {
+            self.common.send(request);
+        }
+        Handled::Done
+    }
+
+    /// As [`JetStream::handle`], of a stream with one replica; `None` when it is not about one.
+    fn handle_held(&self, request: &ApiRequest<'_>) -> Option<Handled> {
+        let held = self.held.get()?;
+        let stream = stream_named(request.subject)?;
+        if held.has(stream) {
+            if held.handle(request) == Handled::Full {
+                return Some(Handled::Full);
+            }
+        } else if !self.common.sent_to_holder(stream, request) {
+            if !request.subject.starts_with(CREATE) {
+                return None;
+            }
+            let call = parse_request(request.subject, request.headers, request.payload);
+            let Call::Engine { request: wanted, form } = call else { return None };
+            let Request::CreateStream(config) = *wanted else { return None };
+            if config.replicas != 1 {
+                return None;
+            }
+            if let Err(error) = held.place(&config, request) {
+                self.common.api.tell(request.reply, form, &Err(error));
+            }
+        }
+        self.common.let_listen(request);
+        Some(Handled::Elsewhere)
+    }
 }
 
 impl JetStream for ClusterApi {
     fn handle(&self, request: &ApiRequest<'_>) -> Handled {
-        // The leader has announced the subjects of the API to everybody else. Without one the driver refuses.
-        if self.leads.load(Ordering::Acquire) || !self.interest.has_interest(request.subject) {
-            return self.api.handle(request);
-        }
-        // Requests of the API are routed by the session itself, for those who listen to them.
+        self.handle_held(request).unwrap_or_else(|| self.handle_common(request))
+    }
+
+    fn offer(&self, batch: PublishBatch) -> Result<(), Full<PublishBatch>> {
+        self.common.offer(batch)
+    }
+
+    fn when_ready(&self) -> Pin<Box<dyn Future<Output = bool> + Send>> {
+        self.common.when_ready()
+    }
+}
+
+impl Common {
+    /// Sends a request about a stream with one replica to the node that has it, if one has.
+    fn sent_to_holder(&self, stream: &str, request: &ApiRequest<'_>) -> bool {
+        let holder = of_stream(stream);
+        self.interest.is_named(holder.as_bytes()) && send_to(&self.interest, &holder, request)
+    }
+
+    /// To who listens to requests: the leader.
+    fn send(&self, request: &ApiRequest<'_>) {
+        let ApiRequest { subject, reply, headers, payload, .. } = *request;
+        let mut cache = RouteCache::new();
+        let envelope = Envelope { subject, reply, headers, payload, origin: 0 };
+        self.interest.route(&mut cache, subject, &envelope);
+    }
+
+    /// Those of this node who listen to requests of the API hear it.
+    fn let_listen(&self, request: &ApiRequest<'_>) {
         if !request.subject.starts_with(b"$JS.API.") {
-            let ApiRequest { subject, reply, headers, payload, .. } = *request;
-            let mut cache = RouteCache::new();
-            let envelope = Envelope { subject, reply, headers, payload, origin: 0 };
-            self.interest.route(&mut cache, subject, &envelope);
-            cache.flush();
+            return;
         }
-        Handled::Done
+        let ApiRequest { subject, reply, headers, payload, .. } = *request;
+        let mut cache = RouteCache::new();
+        let envelope = Envelope { subject, reply, headers, payload, origin: 0 };
+        self.interest.route_from_peer(&mut cache, subject, &envelope, PeerTarget::Plain);
+    }
+
+    fn answer(&self, request: &ApiRequest<'_>) -> Handled {
+        if request.subject == lists::STREAM_LIST {
+            return self.lists.answer(request);
+        }
+        self.api.handle(request)
+    }
+}
+
+/// What other nodes' clients want of the shard that this one leads.
+impl JetStream for Common {
+    fn handle(&self, request: &ApiRequest<'_>) -> Handled {
+        // Its own node may not have heard of the stream yet.
+        if stream_named(request.subject).is_some_and(|stream| self.sent_to_holder(stream, request)) {
+            return Handled::Done;
+        }
+        self.answer(request)
     }
 
     fn offer(&self, batch: PublishBatch) -> Result<(), Full<PublishBatch>> {
@@ -62,6 +178,21 @@ impl JetStream for ClusterApi {
     }
 }
 
+/// What leads from the streams of one node to the shard of all: a request that is for a stream there.
+pub(crate) struct Onwards(Weak<ClusterApi>);
+
+impl Onwards {
+    pub(crate) fn new(api: &Arc<ClusterApi>) -> Self {
+        Self(Arc::downgrade(api))
+    }
+
+    pub(super) fn send(&self, request: &ApiRequest<'_>) {
+        if let Some(api) = self.0.upgrade() {
+            api.request_common(request);
+        }
+    }
+}
+
 /// What other nodes' clients send here.
 impl StreamGate for ClusterApi {
     fn request(&self, message: &MeshMessage<'_>) {
@@ -70,6 +201,9 @@ impl StreamGate for ClusterApi {
     }
 
     fn captured(&self, stream: StreamId, message: &MeshMessage<'_>) {
+        if self.held.get().is_some_and(|held| held.takes(stream, message)) {
+            return;
+        }
         let MeshMessage { subject, reply, headers, payload, .. } = *message;
         self.from_peers.publish(stream, subject, reply, headers, payload);
     }

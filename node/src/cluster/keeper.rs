@@ -8,10 +8,12 @@ use beamlog_net::cluster::{ChangeError, Standing};
 use beamlog_net::mesh::Mesh;
 use beamlog_net::peer::{PeerId, PeerTransport};
 use beamlog_net::transport::{PeerAddress, PeerSnapshot};
+use beamlog_router::Router;
 use beamlog_router::replica::Role;
 use tracing::{info, warn};
 
 use crate::cli::err_chain;
+use crate::cluster::catalogue::Desk;
 use crate::cluster::{ClusterApi, NodeCluster};
 
 /// Between two attempts to be taken in, and two looks at who the members are.
@@ -63,9 +65,10 @@ fn give_names(node: &NodeCluster, before: &BTreeMap<PeerId, String>, now: &BTree
     }
 }
 
-/// The mesh announces the API of a node that leads, and the API serves there only.
-pub(super) async fn tell_role(node: NodeCluster, mesh: Mesh, api: Arc<ClusterApi>) {
+/// The mesh announces the API of a node that leads, and the API serves there only; and so with the catalogue.
+pub(super) async fn tell_role(node: NodeCluster, router: Router, mesh: Mesh, api: Arc<ClusterApi>) {
     let mut role = node.cluster.role();
+    let mut desk = None;
     loop {
         let now = *role.borrow_and_update();
         let leads = matches!(now, Role::Leader { .. });
@@ -75,6 +78,7 @@ pub(super) async fn tell_role(node: NodeCluster, mesh: Mesh, api: Arc<ClusterApi
         // The API first: what the mesh then brings here is served.
         api.set_leads(leads);
         mesh.set_leader(leads);
+        desk = leads.then(|| desk.take().unwrap_or_else(|| Desk::open(&router)));
         if role.changed().await.is_err() {
             return;
         }

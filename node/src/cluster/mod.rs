@@ -3,7 +3,10 @@
 
 mod announce;
 mod api;
+mod catalogue;
+mod held;
 mod keeper;
+mod lists;
 mod shown;
 
 use std::net::SocketAddr;
@@ -21,10 +24,12 @@ use beamlog_router::replica::{Replica, Role};
 use tokio::sync::watch;
 
 pub(crate) use announce::announce;
-pub(crate) use api::ClusterApi;
+pub(crate) use api::{ClusterApi, Onwards};
+pub(crate) use held::Held;
+pub(crate) use lists::Lists;
 pub(crate) use shown::{Asked, change, status};
 
-/// The shard of all streams.
+/// The shard that every voter has.
 pub(crate) const SHARD: ShardId = ShardId(0);
 
 /// What makes a node a member of a cluster.
@@ -76,6 +81,13 @@ pub(crate) struct Prepared {
     options: ClusterOptions,
     certificates: Certificates,
     pub(crate) seat: Seat,
+}
+
+/// How a clustered node serves streams.
+#[derive(Clone, Debug)]
+pub(crate) struct Served {
+    pub(crate) api: Arc<ClusterApi>,
+    pub(crate) held: Held,
 }
 
 /// A running part in a cluster.
@@ -139,7 +151,7 @@ impl Prepared {
         let cluster = Cluster::start(start).await?;
         let clients = options.clients;
         let node = NodeCluster { cluster, transport, certificates, member, clients };
-        tokio::spawn(keeper::tell_role(node.clone(), mesh, Arc::clone(api)));
+        tokio::spawn(keeper::tell_role(node.clone(), router.clone(), mesh, Arc::clone(api)));
         keeper::keep(node.clone(), options.join);
         Ok(node)
     }

@@ -28,8 +28,8 @@ impl Asked {
     }
 }
 
-/// The page.
-pub(crate) fn status(node: &NodeCluster) -> Value {
+/// The page; `held` are the streams that the node holds alone.
+pub(crate) fn status(node: &NodeCluster, held: &[String]) -> Value {
     let status = node.cluster.status();
     let problems = problems(&status);
     let members: Vec<Value> = status
@@ -69,6 +69,7 @@ pub(crate) fn status(node: &NodeCluster) -> Value {
         "healthy": problems.is_empty(),
         "problems": problems,
         "members": members,
+        "held": held,
     })
 }
 

@@ -9,6 +9,7 @@ mod configuration;
 #[path = "../dev_cluster/mod.rs"]
 mod dev_cluster;
 mod edges;
+mod held;
 mod hub;
 mod hub_path;
 mod hub_token;
@@ -20,5 +21,6 @@ mod references;
 mod repository;
 mod running;
 mod serve;
+mod site;
 mod tidy;
 mod witness;

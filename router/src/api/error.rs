@@ -103,6 +103,11 @@ pub enum ApiError {
     StreamNotFound, // 10059
     #[error("stream name already in use with a different configuration")]
     StreamNameInUse, // 10058
+    /// Its node is away, or has just got it.
+    #[error("stream is offline: it is on node {node}")]
+    StreamOffline { node: String }, // 10118
+    #[error("no suitable peers for placement: {0}")]
+    NoSuitablePeers(String), // 10005
     #[error("subjects overlap with an existing stream")]
     SubjectOverlap, // 10065
     /// Text as nats-server words it ("duplicate subjects detected", …).

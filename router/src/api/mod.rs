@@ -1,4 +1,5 @@
 //! What may be asked of the engine, and how it answers and refuses.
 
+pub mod catalogue;
 pub mod error;
 pub mod request;

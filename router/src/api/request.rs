@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use crate::api::error::{ApiError, PublishRefusal};
 use crate::consumer::{ConsumerConfig, ConsumerInfo};
+pub use crate::engine::reservations::Reservation;
 use crate::stream::{OriginInfo, StreamConfig, StreamState};
 
 /// Whether a consumer request may create, must create, or must find.
@@ -69,6 +70,16 @@ pub enum Request {
         offset: usize,
         deleted_details: bool,
     },
+    /// Reserves a name and subjects for a stream of another shard, or other subjects for one that has a
+    /// reservation of the same store. The answer is the reservation that is in force.
+    Reserve(Box<Reservation>),
+    /// Ends a reservation of this store, if there is one.
+    Release {
+        stream: String,
+        store: String,
+    },
+    /// All reservations, also those of streams that are to go.
+    Reservations,
     StreamNames {
         subject: Option<String>,
         offset: usize,
@@ -169,6 +180,8 @@ pub enum Response {
         info: Box<StreamInfo>,
         created: bool,
     },
+    Reserved(Box<Reservation>),
+    Reservations(Vec<Reservation>),
     Names(Page<String>),
     Streams(Page<StreamInfo>),
     Deleted,

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use beamlog_log::StreamId;
 
 use crate::api::request::{AckKind, AckTarget, Answer, PublishOutcome, PullRequest, Request};
+use crate::shards::ShardKind;
 
 /// A publish whose subject a stream captures. The ack goes to `reply`, spelled by the `Wire`.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -87,6 +88,33 @@ impl PublishBatch {
     #[must_use]
     pub const fn content_bytes(&self) -> usize {
         self.bytes.len()
+    }
+
+    /// The first stream in it that another kind of shard has.
+    pub(crate) fn first_not_of(&self, kind: ShardKind) -> Option<StreamId> {
+        self.rows.iter().map(|row| row.stream).find(|stream| ShardKind::of(*stream) != kind)
+    }
+
+    /// Those of the streams of this kind of shard, and the others.
+    pub(crate) fn split(&self, kind: ShardKind) -> (Self, Self) {
+        let (mut these, mut others) = (Self::default(), Self::default());
+        for row in &self.rows {
+            let part = if ShardKind::of(row.stream) == kind { &mut these } else { &mut others };
+            part.push_row(row, &self.bytes);
+        }
+        (these, others)
+    }
+
+    /// Adds all of another one behind its own.
+    pub(crate) fn append(&mut self, other: &Self) {
+        for row in &other.rows {
+            self.push_row(row, &other.bytes);
+        }
+    }
+
+    fn push_row(&mut self, row: &PublishRow, bytes: &[u8]) {
+        let PublishRef { stream, subject, headers, payload } = row.of(bytes);
+        self.push(stream, subject, &bytes[row.subject..row.reply], headers, payload);
     }
 
     /// Takes it apart into publishes that share one buffer.

@@ -162,7 +162,10 @@ impl Driver {
             | Request::ConsumerNames { .. }
             | Request::ConsumerList { .. }
             | Request::DeleteConsumer { .. }
-            | Request::PauseConsumer { .. } => return Err(ApiError::LogFailed),
+            | Request::PauseConsumer { .. }
+            | Request::Reserve(_)
+            | Request::Release { .. }
+            | Request::Reservations => return Err(ApiError::LogFailed),
         };
         let mut answered = Err(ApiError::LogFailed);
         let now = self.clock.now();

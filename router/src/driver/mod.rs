@@ -36,7 +36,7 @@ use crate::driver::release::Held;
 use crate::driver::replica::Replicated;
 pub(crate) use crate::driver::replica::ReplicatedParts;
 use crate::engine::{Engine, Input, Output, Recovering, Turn};
-use crate::interest::{Interest, RouteCache};
+use crate::interest::{Interest, RouteCache, Watcher};
 use crate::replica::Role;
 use crate::router::Shared;
 use crate::stats::{Health, RouterStats};
@@ -70,6 +70,7 @@ pub(crate) struct Driver {
     idle: Idle,
     clock: Clock,
     interest: Arc<Interest>,
+    watcher: Watcher,
     wire: Arc<dyn Wire>,
     routes: RouteCache,
     limits: BatchLimits,
@@ -110,6 +111,7 @@ pub(crate) struct Parts {
     pub(crate) idle: Idle,
     pub(crate) clock: Clock,
     pub(crate) interest: Arc<Interest>,
+    pub(crate) watcher: Watcher,
     pub(crate) wire: Arc<dyn Wire>,
     pub(crate) limits: BatchLimits,
     pub(crate) replica: Option<ReplicatedParts>,
@@ -138,6 +140,7 @@ impl Driver {
             idle,
             clock,
             interest,
+            watcher,
             wire,
             limits,
             replica,
@@ -152,6 +155,7 @@ impl Driver {
             idle,
             clock,
             interest,
+            watcher,
             wire,
             routes: RouteCache::new(),
             limits,
@@ -668,7 +672,7 @@ impl Driver {
 /// Whether a request adds to what the log must hold.
 fn needs_space(request: &Request) -> bool {
     match request {
-        Request::CreateStream(_) | Request::CreateConsumer { .. } => true,
+        Request::CreateStream(_) | Request::CreateConsumer { .. } | Request::Reserve(_) => true,
         Request::AccountInfo
         | Request::UpdateStream(_)
         | Request::DeleteStream { .. }
@@ -684,6 +688,8 @@ fn needs_space(request: &Request) -> bool {
         | Request::ConsumerNames { .. }
         | Request::ConsumerList { .. }
         | Request::DeleteConsumer { .. }
-        | Request::PauseConsumer { .. } => false,
+        | Request::PauseConsumer { .. }
+        | Request::Release { .. }
+        | Request::Reservations => false,
     }
 }

@@ -19,6 +19,7 @@ use crate::engine::{BrokenState, Counters, Engine, EngineLimits, Recovering, row
 use crate::interest::Interest;
 use crate::replica::Replicator;
 use crate::router::{RouterOptions, Shared};
+use crate::shards::ShardKind;
 use crate::wire::Wire;
 
 /// Why a router does not open. Nothing was deleted.
@@ -81,6 +82,8 @@ pub(crate) struct Surroundings {
     /// Who this node is if its store is new.
     pub(crate) node: NodeId,
     pub(crate) replicator: Option<Arc<dyn Replicator>>,
+    /// That of the node's other shard, which this one is opened beside.
+    pub(crate) beside: Option<(Arc<Interest>, Arc<Shared>)>,
 }
 
 impl Surroundings {
@@ -89,7 +92,7 @@ impl Surroundings {
         replicator: Option<Arc<dyn Replicator>>,
     ) -> Result<Self, OpenError> {
         let node = NodeId::random().map_err(OpenError::Random)?;
-        Ok(Self { wire, clocks: Box::new(SystemClocks), node, replicator })
+        Ok(Self { wire, clocks: Box::new(SystemClocks), node, replicator, beside: None })
     }
 }
 
@@ -115,7 +118,8 @@ pub(crate) fn open(
     surroundings: Surroundings,
 ) -> Result<Opened<Driver>, OpenError> {
     check(options)?;
-    let Surroundings { wire, clocks, node, replicator } = surroundings;
+    let Surroundings { wire, clocks, node, replicator, beside } = surroundings;
+    let kind = if beside.is_some() { ShardKind::Local } else { ShardKind::Common };
     let first = FirstStart { node, created: Timestamp(clocks.wall()) };
     let mut directory = DataDirectory::open(Arc::clone(&disk), path, first)?;
     let shard = ShardId(0);
@@ -135,6 +139,7 @@ pub(crate) fn open(
         // Half a frame may be gathered already; what is left over is for what follows from the messages.
         batch_bytes: options.log.frame_bytes_max / 16 * 7,
         replicas: if replicator.is_some() { crate::stream::validation::REPLICAS_MAX } else { 1 },
+        shard: kind,
     };
     let vote = Arc::new(Mutex::new(None));
     let recovered = match replicator {
@@ -147,10 +152,18 @@ pub(crate) fn open(
     };
     let Recovered { engine, checkpoints, clock, replica, counters } = recovered;
 
-    let interest = Arc::new(Interest::new());
-    let shared = Arc::new(Shared::new(options));
+    let shared = Arc::new(Shared::new(options, kind));
+    let interest = match beside {
+        None => Arc::default(),
+        Some((interest, other)) => {
+            // Before the first capture is announced.
+            shared.beside.set(&other);
+            other.beside.set(&shared);
+            interest
+        }
+    };
     let told = Arc::clone(&shared);
-    interest.on_change(Box::new(move |subject, group, present| {
+    let watcher = interest.on_change(Box::new(move |subject, group, present| {
         told.queue.interest_changed(subject, group, present);
     }));
     tracing::info!(
@@ -175,6 +188,7 @@ pub(crate) fn open(
         idle: Idle::new(options.scrub_period, clock.instant()),
         clock,
         interest: Arc::clone(&interest),
+        watcher,
         wire,
         limits: BatchLimits {
             commands: options.batch_commands_max,

@@ -164,6 +164,12 @@ impl Queue {
         receiver
     }
 
+    /// Whether who waits for room would wait for nothing.
+    pub(crate) fn is_ready(&self) -> bool {
+        let waiting = self.lock();
+        waiting.closed || self.has_room(&waiting)
+    }
+
     // Half empty: a waiter that wakes for one free slot would be back at once.
     fn has_room(&self, waiting: &Waiting) -> bool {
         waiting.weight <= self.limits.commands / 2 && waiting.bytes <= self.limits.bytes / 2

@@ -157,10 +157,10 @@ impl Driver {
             }
             Held::Release { filter, stream } => self.interest.release(&filter, stream),
             Held::Watch { subject, group } => {
-                let present = self.interest.watch(&subject, &group);
+                let present = self.interest.watch(self.watcher, &subject, &group);
                 self.shared.queue.interest_changed(&subject, &group, present);
             }
-            Held::Unwatch { subject, group } => self.interest.unwatch(&subject, &group),
+            Held::Unwatch { subject, group } => self.interest.unwatch(self.watcher, &subject, &group),
         }
     }
 
@@ -262,6 +262,15 @@ impl Driver {
             payload: payload.clone(),
         };
         let reply = PublishReply::Wire(Bytes::new());
-        self.commands.push_back(Command::Publish { publish, reply });
+        let command = Command::Publish { publish, reply };
+        match self.shared.other_of(stream) {
+            None => self.commands.push_back(command),
+            Some(other) => {
+                if other.queue.push(command).is_err() {
+                    let subject = String::from_utf8_lossy(subject);
+                    tracing::warn!(%subject, "the stream that captures this subject has no room: it misses a message");
+                }
+            }
+        }
     }
 }

@@ -28,7 +28,7 @@ impl Engine {
         Response::Account(AccountInfo {
             memory_bytes: 0,
             storage_bytes: counters.bytes,
-            streams: counters.streams,
+            streams: counters.streams + self.reservations.streams().count() as u64,
             consumers: counters.consumers,
         })
     }
@@ -48,10 +48,11 @@ impl Engine {
             self.commit_wanted = true;
             return Ok(Response::Stream { info: Box::new(info(stream, turn)), created: false });
         }
-        if self.streams.len() >= self.limits.streams {
-            return Err(ApiError::MaxStreams);
+        if self.reservations.get(&config.name).is_some() {
+            return Err(self.reservations.in_use(&config.name));
         }
-        self.check_overlap(None, &config)?;
+        self.check_room()?;
+        self.check_overlap(None, &config.name, &config.subjects)?;
         let id = StreamId(self.next_stream);
         let record = Record::StreamCreated { id, created: turn.now, config: Box::new(config) };
         record.push(turn.journal).map_err(|_too_large| ApiError::BadRequest)?;
@@ -93,17 +94,30 @@ impl Engine {
         }
     }
 
-    fn check_overlap(&self, except: Option<StreamId>, config: &StreamConfig) -> Result<(), ApiError> {
-        let others = self.streams.values().filter(|stream| Some(stream.body.id) != except);
-        for other in others {
-            for taken in &other.body.config.subjects {
-                if config.subjects.iter().any(|wanted| subject::overlaps(wanted.as_bytes(), taken.as_bytes()))
-                {
-                    return Err(ApiError::SubjectOverlap);
-                }
-            }
+    /// Whether there may be one more.
+    pub(super) fn check_room(&self) -> Result<(), ApiError> {
+        let streams = self.streams.len() + self.reservations.len();
+        if streams >= self.limits.streams || self.next_stream > self.limits.shard.last_stream() {
+            return Err(ApiError::MaxStreams);
         }
         Ok(())
+    }
+
+    /// Whether a stream of this name may have these subjects: no other one has any of them, in whatever shard.
+    pub(super) fn check_overlap(
+        &self,
+        except: Option<StreamId>,
+        name: &str,
+        subjects: &[String],
+    ) -> Result<(), ApiError> {
+        let here = self.streams.values().filter(|stream| Some(stream.body.id) != except);
+        let here = here.flat_map(|stream| &stream.body.config.subjects);
+        let elsewhere = self.reservations.all().filter(|reservation| reservation.stream != name);
+        let mut taken = here.chain(elsewhere.flat_map(|reservation| &reservation.subjects));
+        let overlaps = |taken: &String| {
+            subjects.iter().any(|wanted| subject::overlaps(wanted.as_bytes(), taken.as_bytes()))
+        };
+        if taken.any(overlaps) { Err(ApiError::SubjectOverlap) } else { Ok(()) }
     }
 
     /// Says which publishes the stream takes, after it took those of `before`.
@@ -131,7 +145,7 @@ impl Engine {
         let id = self.stream_id(&config.name)?;
         let old = self.streams[&id].body.config.clone();
         validation::validate_update(&old, &mut config, self.limits.replicas)?;
-        self.check_overlap(Some(id), &config)?;
+        self.check_overlap(Some(id), &config.name, &config.subjects)?;
         self.commit_wanted = true;
         if config != old {
             let record = Record::StreamUpdated { id, config: Box::new(config) };
@@ -183,6 +197,9 @@ impl Engine {
     }
 
     pub(super) fn delete_stream(&mut self, turn: &mut Turn<'_>, name: &str) -> Answer {
+        if self.reservations.get(name).is_some() {
+            return self.delete_elsewhere(turn, name);
+        }
         let id = self.stream_id(name)?;
         Record::StreamDeleted { id }.push(turn.journal).expect("the record is a few bytes");
         self.commit_wanted = true;
@@ -251,8 +268,12 @@ impl Engine {
     }
 
     pub(super) fn stream_names(&self, filter: Option<&str>, offset: usize) -> Response {
-        let ids = page(self.selected(filter), offset, NAMES_PER_PAGE);
-        Response::Names(map_page(ids, |id| self.streams[&id].body.config.name.clone()))
+        let here = self.selected(filter).into_iter().map(|id| &self.streams[&id].body.config.name);
+        let elsewhere = self.reservations.streams().filter(|reservation| reservation.matches(filter));
+        let mut names: Vec<String> =
+            here.chain(elsewhere.map(|reservation| &reservation.stream)).cloned().collect();
+        names.sort_unstable();
+        Response::Names(page(names, offset, NAMES_PER_PAGE))
     }
 
     pub(super) fn stream_list(

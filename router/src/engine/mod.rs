@@ -14,6 +14,7 @@ mod publish;
 mod reads;
 pub(crate) mod record;
 mod recovery;
+pub(crate) mod reservations;
 pub(crate) mod rows;
 #[cfg(test)]
 mod tests;
@@ -26,10 +27,12 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
 use crate::api::error::ApiError;
-use crate::api::request::Request;
+use crate::api::request::{Request, Response};
 use crate::consumer::{ConsumerId, ConsumerOutput};
 use crate::driver::command::{Acknowledgement, FlowControlReply, PublishRef, Pull};
 use crate::engine::jobs::Job;
+use crate::engine::reservations::Reservations;
+use crate::shards::ShardKind;
 use crate::stream::state::Stream;
 use crate::wire::DeliveryStatus;
 
@@ -46,6 +49,8 @@ pub(crate) struct EngineLimits {
     pub(crate) batch_bytes: usize,
     /// What a stream may ask for: 1 on a node that stands alone. In a cluster every voter has every stream.
     pub(crate) replicas: u8,
+    /// Numbers of streams: those of two shards of one node never meet.
+    pub(crate) shard: ShardKind,
 }
 
 /// What surrounds the engine while it handles one input.
@@ -96,6 +101,8 @@ pub(crate) struct Engine {
     limits: EngineLimits,
     streams: HashMap<StreamId, Stream, FixedState>,
     names: BTreeMap<String, StreamId>,
+    /// Names and subjects of streams in other shards.
+    reservations: Reservations,
     next_stream: u32,
     next_consumer: u32,
     /// The latest time seen.
@@ -126,7 +133,8 @@ impl Engine {
             limits,
             streams: HashMap::default(),
             names: BTreeMap::new(),
-            next_stream: 1,
+            reservations: Reservations::default(),
+            next_stream: limits.shard.first_stream(),
             next_consumer: 1,
             now: Timestamp(0),
             outputs: VecDeque::new(),
@@ -246,6 +254,9 @@ impl Engine {
             Request::StreamInfo { stream, subjects_filter, offset, deleted_details } => {
                 self.stream_info(turn, &stream, subjects_filter.as_deref(), offset, deleted_details)
             }
+            Request::Reserve(reservation) => self.reserve(turn, *reservation),
+            Request::Release { stream, store } => Ok(self.release(turn, &stream, &store)),
+            Request::Reservations => Ok(Response::Reservations(self.reservations.all().cloned().collect())),
             Request::StreamNames { subject, offset } => Ok(self.stream_names(subject.as_deref(), offset)),
             Request::StreamList { subject, offset } => Ok(self.stream_list(turn, subject.as_deref(), offset)),
             Request::PurgeStream { .. } => unreachable!("handled above"),
@@ -274,7 +285,7 @@ impl Engine {
     }
 
     fn stream_id(&self, name: &str) -> Result<StreamId, ApiError> {
-        self.names.get(name).copied().ok_or(ApiError::StreamNotFound)
+        self.names.get(name).copied().ok_or_else(|| self.reservations.missing(name))
     }
 
     fn stream(&mut self, name: &str) -> Result<&mut Stream, ApiError> {

@@ -9,6 +9,7 @@ use beamlog_log::{Journal, Sequence, StreamId, Timestamp};
 use wincode::{SchemaRead, SchemaWrite};
 
 use crate::consumer::{ConsumerId, ConsumerRecord, ConsumerSnapshot};
+use crate::engine::reservations::Reservation;
 use crate::stream::{Features, StreamConfig};
 
 /// One decided change. Variants are only ever added at the end.
@@ -63,6 +64,13 @@ pub(crate) enum Record {
     Features {
         stream: StreamId,
         features: Features,
+    },
+    /// A name and subjects that a stream of another shard has; or other subjects of one that has them already, or
+    /// that it is to go.
+    Reserved(Box<Reservation>),
+    /// Nobody has them any more.
+    Released {
+        stream: String,
     },
 }
 

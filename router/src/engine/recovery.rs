@@ -176,6 +176,7 @@ impl Recovering {
                 self.apply_to_consumer(stream, consumer, &record);
             }
             Row::Features { stream, features } => engine.apply_features(stream, features)?,
+            Row::Reserved(reservation) => engine.reservations.put(*reservation),
             Row::Replication { index, term, bytes } => {
                 engine.note_replication(EntryId { index, term }, &bytes.into());
             }
@@ -225,6 +226,8 @@ impl Recovering {
             Record::StreamCreated { id, created, config } => engine.apply_created(id, created, *config, true),
             Record::StreamUpdated { id, config } => engine.apply_updated(id, *config),
             Record::Features { stream, features } => engine.apply_features(stream, features)?,
+            Record::Reserved(reservation) => engine.reservations.put(*reservation),
+            Record::Released { stream } => engine.reservations.remove(&stream),
             Record::StreamDeleted { id } => {
                 engine.apply_deleted(id);
                 self.ids.remove(&id);
@@ -379,6 +382,7 @@ impl Recovering {
 
     /// The rows taken in so far are in the checkpoint store.
     pub(crate) fn mark_saved(&mut self) {
+        self.engine.reservations.take_dirty();
         for stream in self.engine.streams.values_mut() {
             stream.body.dirty = false;
             stream.body.origins.dirty = false;

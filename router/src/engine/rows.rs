@@ -12,6 +12,7 @@ use wincode::{SchemaRead, SchemaWrite};
 
 use crate::consumer::{ConsumerId, ConsumerRecord, ConsumerSnapshot};
 use crate::engine::Engine;
+use crate::engine::reservations::Reservation;
 use crate::stream::state::{Slot, Stream};
 use crate::stream::{Features, StreamConfig};
 
@@ -27,6 +28,7 @@ pub(crate) enum RowKey {
     Consumer(StreamId, ConsumerId),
     Origins(StreamId),
     Replication,
+    Reservations,
 }
 
 impl RowKey {
@@ -39,6 +41,7 @@ impl RowKey {
             Self::Consumer(stream, consumer) => (b'3', stream.0, consumer.0),
             Self::Origins(stream) => (b'4', stream.0, 0),
             Self::Replication => (b'5', 0, 0),
+            Self::Reservations => (b'6', 0, 0),
         };
         let mut key = vec![kind];
         key.extend_from_slice(&stream.to_be_bytes());
@@ -94,6 +97,8 @@ pub(crate) enum Row {
         stream: StreamId,
         features: Features,
     },
+    /// A name and subjects that a stream of another shard has.
+    Reserved(Box<Reservation>),
 }
 
 #[derive(Clone, Debug, Eq, PartialEq, SchemaRead, SchemaWrite)]
@@ -235,6 +240,10 @@ impl Engine {
         Row::Shard { next_stream: self.next_stream, next_consumer: self.next_consumer, now: self.now }
     }
 
+    fn reservation_rows(&self) -> impl Iterator<Item = Row> {
+        self.reservations.all().map(|reservation| Row::Reserved(Box::new(reservation.clone())))
+    }
+
     fn replication_row(&self) -> Option<Row> {
         let (id, bytes) = self.replication()?;
         Some(Row::Replication { index: id.index, term: id.term, bytes: bytes.to_vec() })
@@ -249,7 +258,8 @@ impl Engine {
             let rows = stream_rows(stream).into_iter().chain(deleted_rows(stream));
             rows.chain(origin_rows(stream)).chain(consumers)
         });
-        std::iter::once(self.shard_row()).chain(streams).chain(self.replication_row()).map(|row| encode(&row))
+        let rows = std::iter::once(self.shard_row()).chain(streams).chain(self.replication_row());
+        rows.chain(self.reservation_rows()).map(|row| encode(&row))
     }
 
     /// The state as [`Self::snapshot`] tells it, but for the time at which it is.
@@ -299,6 +309,10 @@ impl Engine {
         }
         if let Some(row) = self.replication_row() {
             changes.puts.insert(RowKey::Replication.bytes(), value(&[row]));
+        }
+        if self.reservations.take_dirty() {
+            let rows: Vec<Row> = self.reservation_rows().collect();
+            changes.puts.insert(RowKey::Reservations.bytes(), value(&rows));
         }
         changes.puts.insert(RowKey::Shard.bytes(), value(&[self.shard_row()]));
         changes

@@ -484,6 +484,19 @@ impl Index {
         }
     }
 
+    /// Whether a plain subscription, of a peer or not, has this very literal filter.
+    pub(super) fn has_named(&self, filter: &[u8]) -> bool {
+        read(self.literal_shard(self.hash(filter))).get(filter).is_some_and(|leaf| !leaf.plain.is_empty())
+    }
+
+    /// The plain subscriptions, peers' too, with this very literal filter.
+    pub(super) fn named(&self, filter: &[u8]) -> Vec<Target> {
+        read(self.literal_shard(self.hash(filter)))
+            .get(filter)
+            .map(|leaf| leaf.plain.clone())
+            .unwrap_or_default()
+    }
+
     /// Shows the subscriptions of this node with this very filter, and their queue groups.
     pub(super) fn each_exact(&self, filter: &[u8], each: &mut dyn FnMut(Option<&Bytes>, &Target)) {
         self.change(filter, &mut |leaf| {

@@ -6,11 +6,13 @@
 //! * `route`: a caller's [`RouteCache`] and the way of one message to its receivers.
 //! * `members`: the subscriptions of one subject, for who chooses among them itself.
 //! * `watch`: telling the driver when somebody starts or stops to listen on a deliver subject.
+//! * `named`: messages to one who is known by a name, past whoever looks on.
 //! * `mesh`: telling the other nodes of a cluster what this one wants.
 
 mod index;
 mod members;
 mod mesh;
+mod named;
 mod route;
 #[cfg(test)]
 mod tests;
@@ -22,6 +24,7 @@ use std::sync::{Arc, OnceLock};
 pub use index::SubscriptionKey;
 pub use members::{Member, OnMembers};
 pub use mesh::{OnInterest, PeerTarget};
+pub use named::NAMES;
 pub use route::{RouteCache, Routed};
 
 use crate::subject::InvalidSubject;
@@ -87,6 +90,10 @@ pub enum SubscriberKind {
     Peer { weight: u32 },
 }
 
+/// Who watches subjects.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Watcher(usize);
+
 /// Is told of a watched subject: subject, group, whether there is interest now.
 pub type OnChange = Box<dyn Fn(&[u8], &[u8], bool) + Send + Sync>;
 
@@ -144,14 +151,18 @@ impl Interest {
         drop(self.internal.set(prefixes));
     }
 
-    /// Whether only nodes speak on it.
+    /// Whether only nodes speak on it: it was kept for them, or is one of their names.
     #[must_use]
     pub fn is_internal(&self, subject: &[u8]) -> bool {
-        subject.first() == Some(&b'$')
-            && self
-                .internal
-                .get()
-                .is_some_and(|prefixes| prefixes.iter().any(|prefix| subject.starts_with(prefix)))
+        let kept = || {
+            let prefixes = self.internal.get();
+            prefixes.is_some_and(|prefixes| prefixes.iter().any(|prefix| subject.starts_with(prefix)))
+        };
+        match subject.first() {
+            Some(b'_') => subject.starts_with(NAMES),
+            Some(b'$') => kept(),
+            Some(_) | None => false,
+        }
     }
 
     /// Sets who flushes the receivers of the driver's batches, so that the driver need not. The first one
@@ -249,21 +260,21 @@ impl Interest {
         }
     }
 
-    /// Asks that [`Self::on_change`] be told when interest in `subject` begins or ends: of anybody when
+    /// Asks that the watcher be told when interest in `subject` begins or ends: of anybody when
     /// `group` is empty, else of members of that queue group. Returns whether there is interest now.
     /// Watching the same pair again counts; each `watch` wants its `unwatch`.
-    pub fn watch(&self, subject: &[u8], group: &[u8]) -> bool {
-        self.watched.watch(&self.index, subject, group)
+    pub fn watch(&self, watcher: Watcher, subject: &[u8], group: &[u8]) -> bool {
+        self.watched.watch(&self.index, watcher, subject, group)
     }
 
-    pub fn unwatch(&self, subject: &[u8], group: &[u8]) {
-        self.watched.unwatch(subject, group);
+    pub fn unwatch(&self, watcher: Watcher, subject: &[u8], group: &[u8]) {
+        self.watched.unwatch(watcher, subject, group);
     }
 
-    /// Sets who is told of watched subjects: subject, group, whether there is interest now. Calls come in
+    /// Adds a watcher, and says who is told of what it watches: subject, group, whether there is interest now. Calls come in
     /// the order of the changes, on the thread that subscribes or unsubscribes; the callee must not block
     /// and must not call back into interest.
-    pub fn on_change(&self, tell: OnChange) {
-        self.watched.on_change(tell);
+    pub fn on_change(&self, tell: OnChange) -> Watcher {
+        self.watched.on_change(tell)
     }
 }

@@ -194,6 +194,11 @@ impl RouteCache {
         &mut self.touched
     }
 
+    /// Whom the next flush is for, and whether a receiver was congested.
+    pub(super) const fn touched_and_congested(&mut self) -> (&mut Vec<Arc<dyn Subscriber>>, &mut bool) {
+        (&mut self.touched, &mut self.congested)
+    }
+
     /// Whether a receiver was congested since this was last asked.
     pub fn take_congested(&mut self) -> bool {
         std::mem::take(&mut self.congested)
@@ -228,7 +233,7 @@ impl Slot {
 }
 
 /// Whether the target took it.
-fn offer(
+pub(super) fn offer(
     target: &Target,
     routed_by: &[u8],
     message: &Envelope<'_>,

@@ -199,13 +199,16 @@ fn a_watched_subject_is_told_of_at_its_first_and_last_subscription() {
     let world = World::new();
     let told: Arc<Mutex<Vec<(String, String, bool)>>> = Arc::default();
     let log = Arc::clone(&told);
-    world.interest.on_change(Box::new(move |subject, group, present| {
+    let watcher = world.interest.on_change(Box::new(move |subject, group, present| {
         let text = |raw: &[u8]| String::from_utf8(raw.to_vec()).unwrap();
         log.lock().unwrap().push((text(subject), text(group), present));
     }));
+    // What another one watches is told to that one alone.
+    let another = world.interest.on_change(Box::new(|_, group, _| assert_eq!(group, b"theirs")));
+    assert!(!world.interest.watch(another, b"deliver.me", b"theirs"));
     let take = || std::mem::take(&mut *told.lock().unwrap());
-    assert!(!world.interest.watch(b"deliver.me", b""));
-    assert!(!world.interest.watch(b"deliver.me", b"g"));
+    assert!(!world.interest.watch(watcher, b"deliver.me", b""));
+    assert!(!world.interest.watch(watcher, b"deliver.me", b"g"));
     let one = world.subscribe("deliver.me", None, 1);
     assert_eq!(take(), [("deliver.me".into(), String::new(), true)]);
     let two = world.subscribe("deliver.*", None, 2);
@@ -220,11 +223,11 @@ fn a_watched_subject_is_told_of_at_its_first_and_last_subscription() {
         take(),
         [("deliver.me".into(), String::new(), false), ("deliver.me".into(), "g".into(), false)]
     );
-    world.interest.unwatch(b"deliver.me", b"");
-    world.interest.unwatch(b"deliver.me", b"g");
+    world.interest.unwatch(watcher, b"deliver.me", b"");
+    world.interest.unwatch(watcher, b"deliver.me", b"g");
     world.subscribe("deliver.me", None, 4);
     assert_eq!(take(), []);
-    assert!(world.interest.watch(b"deliver.me", b""));
+    assert!(world.interest.watch(watcher, b"deliver.me", b""));
 }
 
 #[test]

@@ -1,11 +1,12 @@
-//! Watched subjects: a push consumer delivers only while somebody listens.
+//! Watched subjects: a push consumer delivers only while somebody listens. The drivers of a node's shards each watch
+//! their own, and are told of no others.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::OnChange;
 use super::index::Index;
+use super::{OnChange, Watcher};
 use crate::subject;
 
 #[derive(Default)]
@@ -19,11 +20,12 @@ pub(super) struct Watched {
 struct State {
     /// By subject and group.
     pairs: BTreeMap<(Vec<u8>, Vec<u8>), Pair>,
-    tell: Option<OnChange>,
+    tell: Vec<OnChange>,
 }
 
 struct Pair {
-    watchers: usize,
+    /// How often each watches it.
+    watchers: BTreeMap<Watcher, usize>,
     present: bool,
 }
 
@@ -32,28 +34,34 @@ fn present(index: &Index, subject: &[u8], group: &[u8]) -> bool {
 }
 
 impl Watched {
-    pub(super) fn on_change(&self, tell: OnChange) {
-        self.state().tell = Some(tell);
+    pub(super) fn on_change(&self, tell: OnChange) -> Watcher {
+        let mut state = self.state();
+        state.tell.push(tell);
+        Watcher(state.tell.len() - 1)
     }
 
-    pub(super) fn watch(&self, index: &Index, subject: &[u8], group: &[u8]) -> bool {
+    pub(super) fn watch(&self, index: &Index, watcher: Watcher, subject: &[u8], group: &[u8]) -> bool {
         let mut state = self.state();
         // Counted before looking: a subscription that comes now either is seen here or sees the count.
         self.count.fetch_add(1, Ordering::SeqCst);
         let pair = state
             .pairs
             .entry((subject.to_vec(), group.to_vec()))
-            .or_insert_with(|| Pair { watchers: 0, present: present(index, subject, group) });
-        pair.watchers += 1;
+            .or_insert_with(|| Pair { watchers: BTreeMap::new(), present: present(index, subject, group) });
+        *pair.watchers.entry(watcher).or_default() += 1;
         pair.present
     }
 
-    pub(super) fn unwatch(&self, subject: &[u8], group: &[u8]) {
+    pub(super) fn unwatch(&self, watcher: Watcher, subject: &[u8], group: &[u8]) {
         let mut state = self.state();
         let key = (subject.to_vec(), group.to_vec());
         let Some(pair) = state.pairs.get_mut(&key) else { return };
-        pair.watchers -= 1;
-        if pair.watchers == 0 {
+        let Some(count) = pair.watchers.get_mut(&watcher) else { return };
+        *count -= 1;
+        if *count == 0 {
+            pair.watchers.remove(&watcher);
+        }
+        if pair.watchers.is_empty() {
             state.pairs.remove(&key);
         }
         self.count.fetch_sub(1, Ordering::SeqCst);
@@ -66,11 +74,11 @@ impl Watched {
         }
         let mut state = self.state();
         let State { pairs, tell } = &mut *state;
-        let mut look = |subject: &[u8], group: &[u8], pair: &mut Pair| {
+        let look = |subject: &[u8], group: &[u8], pair: &mut Pair| {
             let now = present(index, subject, group);
             if now != pair.present {
                 pair.present = now;
-                if let Some(tell) = tell {
+                for tell in pair.watchers.keys().filter_map(|watcher| tell.get(watcher.0)) {
                     tell(subject, group, now);
                 }
             }

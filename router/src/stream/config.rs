@@ -87,6 +87,7 @@ pub struct StreamConfig {
     pub discard: Discard,
     pub discard_new_per_subject: bool,
     pub storage: Storage,
+    /// 0: not said; a stream that exists has at least one.
     pub replicas: u8,
     pub no_ack: bool,
     /// Deduplication window; `None` before the engine has put in the default (2 min or max_age).

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 #![expect(clippy::wildcard_enum_match_arm, reason = "a test names what it looks for")]
 
+mod beside;
 mod cluster;
 mod disk_errors;
 mod handle;

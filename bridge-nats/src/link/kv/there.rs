@@ -66,7 +66,8 @@ impl Bucket {
             allow_rollup: true,
             deny_delete: true,
             allow_direct: true,
-            num_replicas: 1,
+            // Of a cluster its own default: all of its nodes, when it is one of ours.
+            num_replicas: 0,
             ..Config::default()
         };
         let made = session.jetstream.create_stream(config).await;

@@ -38,6 +38,10 @@ pub(super) fn status(value: &Value) -> String {
         &["name", "id", "role", "leads", "connected", "durable", "lag", "address"],
         &rows,
     ));
+    let held: Vec<String> = value["held"].as_array().into_iter().flatten().map(cell).collect();
+    if !held.is_empty() {
+        text.push_str(&format!("streams that {} holds alone: {}\n", cell(&value["name"]), held.join(", ")));
+    }
     text
 }
 

@@ -126,7 +126,7 @@ impl Driver {
         }
         for ((subject, group), count) in watches {
             for _ in 0..count {
-                self.interest.unwatch(&subject, &group);
+                self.interest.unwatch(self.watcher, &subject, &group);
             }
         }
         self.log.discard_pending();

@@ -11,6 +11,7 @@ mod provenance;
 mod purging;
 mod reading;
 mod recovering;
+mod reserving;
 mod time;
 
 use std::collections::BTreeSet;
@@ -28,13 +29,20 @@ use crate::api::request::{Answer, MessageSelector, Published, Request, Response,
 use crate::driver::command::StreamPublish;
 use crate::engine::recovery::Source;
 use crate::engine::{Engine, EngineLimits, Input, Output, Recovering, Turn};
+use crate::shards::ShardKind;
 use crate::stream::StreamConfig;
 use crate::stream::publish_headers::PublishHeaders;
 
 const SECOND: u64 = 1_000_000_000;
 
 fn limits() -> EngineLimits {
-    EngineLimits { streams: 100, message_bytes: 1 << 20, batch_bytes: 1 << 20, replicas: 1 }
+    EngineLimits {
+        streams: 100,
+        message_bytes: 1 << 20,
+        batch_bytes: 1 << 20,
+        replicas: 1,
+        shard: ShardKind::Common,
+    }
 }
 
 /// A journal in memory that can be told to lose the bytes of messages (DR14), and to recover from.
@@ -377,6 +385,9 @@ impl Shard {
                 }
                 writeln!(text, "  consumer {snapshot:?}").unwrap();
             }
+        }
+        for reservation in self.engine.reservations.all() {
+            writeln!(text, "{reservation:?}").unwrap();
         }
         writeln!(text, "next {} {}", self.engine.next_stream, self.engine.next_consumer).unwrap();
         text

@@ -242,7 +242,7 @@ fn what_comes_from_a_peer_stays_here() {
 fn peers_count_as_interest_but_not_as_subscriptions() {
     let world = World::new();
     let peer = Arc::new(Peer::default());
-    assert!(!world.interest.watch(b"deliver", b""));
+    assert!(!world.interest.watch(super::super::Watcher::default(), b"deliver", b""));
     let key = peer.join(&world, "deliver", None, 1);
     assert!(world.interest.has_interest(b"deliver"));
     assert_eq!(world.interest.subscriptions(), 0);

@@ -1,0 +1,181 @@
+//! What the nodes of a cluster say to the one that keeps the catalogue of streams in other shards, and its answers.
+//! Envelopes: checked by their checksum, decoded whole or not at all.
+
+use beamlog_log::envelope::{self, DecodeError, EncodeError, Enveloped};
+use wincode::{SchemaRead, SchemaWrite};
+
+use crate::api::error::ApiError;
+use crate::api::request::{Answer, Request, Reservation, Response};
+
+/// Reservations of one page, and bytes of their subjects.
+const PAGE: usize = 1000;
+const PAGE_BYTES: usize = 512 << 10;
+
+/// What is asked.
+#[derive(Clone, Debug, Eq, PartialEq, SchemaRead, SchemaWrite)]
+pub enum CatalogueRequest {
+    /// [`Request::Reserve`].
+    Reserve(Reservation),
+    /// [`Request::Release`].
+    Release { stream: String, store: String },
+    /// The reservations of a store behind a name, in the order of names.
+    Of { store: String, after: String },
+}
+
+/// What is answered.
+#[derive(Clone, Debug, Eq, PartialEq, SchemaRead, SchemaWrite)]
+pub enum CatalogueAnswer {
+    /// The reservation that is in force.
+    Reserved(Reservation),
+    Released,
+    Page {
+        reservations: Vec<Reservation>,
+        is_last: bool,
+    },
+    Refused(CatalogueRefusal),
+}
+
+/// Why a reservation is not made.
+#[derive(Clone, Debug, Eq, PartialEq, SchemaRead, SchemaWrite)]
+pub enum CatalogueRefusal {
+    /// The shard that keeps the catalogue has a stream of that name.
+    NameInUse,
+    SubjectOverlap,
+    MaxStreams,
+    Invalid(String),
+    /// The node asked does not lead, or has no quorum.
+    Unavailable,
+}
+
+impl Enveloped for CatalogueRequest {
+    const KIND: u16 = 0x0203;
+    const VERSION: u8 = 1;
+}
+
+impl Enveloped for CatalogueAnswer {
+    const KIND: u16 = 0x0204;
+    const VERSION: u8 = 1;
+}
+
+impl CatalogueRequest {
+    /// # Errors
+    /// It is too large for a message.
+    pub fn encode(&self) -> Result<Vec<u8>, EncodeError> {
+        envelope::encode(self)
+    }
+
+    /// # Errors
+    /// The bytes are no such request.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        envelope::decode(bytes)
+    }
+
+    /// What it is to the router.
+    #[must_use]
+    pub fn request(&self) -> Request {
+        match self {
+            Self::Reserve(reservation) => Request::Reserve(Box::new(reservation.clone())),
+            Self::Release { stream, store } => {
+                Request::Release { stream: stream.clone(), store: store.clone() }
+            }
+            Self::Of { .. } => Request::Reservations,
+        }
+    }
+
+    /// The router's answer to [`Self::request`], as it is told.
+    #[must_use]
+    pub fn answer(&self, answer: Answer) -> CatalogueAnswer {
+        match (self, answer) {
+            (Self::Of { store, after }, Ok(Response::Reservations(all))) => {
+                let behind = |have: &Reservation| have.store == *store && have.stream > *after;
+                let mut mine = all.into_iter().filter(behind).peekable();
+                let (mut reservations, mut bytes) = (Vec::new(), 0);
+                while reservations.len() < PAGE && bytes < PAGE_BYTES {
+                    let Some(next) = mine.next() else { break };
+                    bytes += next.subjects.iter().map(String::len).sum::<usize>();
+                    reservations.push(next);
+                }
+                CatalogueAnswer::Page { reservations, is_last: mine.peek().is_none() }
+            }
+            (Self::Reserve(_), Ok(Response::Reserved(in_force))) => CatalogueAnswer::Reserved(*in_force),
+            (Self::Release { .. }, Ok(_)) => CatalogueAnswer::Released,
+            (Self::Reserve(_) | Self::Of { .. }, Ok(_)) => {
+                CatalogueAnswer::Refused(CatalogueRefusal::Unavailable)
+            }
+            (_, Err(error)) => CatalogueAnswer::Refused(CatalogueRefusal::of(&error)),
+        }
+    }
+}
+
+impl CatalogueAnswer {
+    /// # Errors
+    /// It is too large for a message.
+    pub fn encode(&self) -> Result<Vec<u8>, EncodeError> {
+        envelope::encode(self)
+    }
+
+    /// # Errors
+    /// The bytes are no such answer.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        envelope::decode(bytes)
+    }
+}
+
+impl CatalogueRefusal {
+    fn of(error: &ApiError) -> Self {
+        if *error == ApiError::NotLeader || *error == ApiError::LogFailed {
+            Self::Unavailable
+        } else if *error == ApiError::StreamNameInUse {
+            Self::NameInUse
+        } else if *error == ApiError::SubjectOverlap {
+            Self::SubjectOverlap
+        } else if *error == ApiError::MaxStreams {
+            Self::MaxStreams
+        } else {
+            Self::Invalid(error.to_string())
+        }
+    }
+}
+
+impl From<CatalogueRefusal> for ApiError {
+    fn from(refusal: CatalogueRefusal) -> Self {
+        match refusal {
+            CatalogueRefusal::NameInUse => Self::StreamNameInUse,
+            CatalogueRefusal::SubjectOverlap => Self::SubjectOverlap,
+            CatalogueRefusal::MaxStreams => Self::MaxStreams,
+            CatalogueRefusal::Invalid(text) => Self::StreamConfigInvalid(text),
+            CatalogueRefusal::Unavailable => Self::NotLeader,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reservation(stream: String, store: &str) -> Reservation {
+        let (store, node) = (store.into(), "n".into());
+        Reservation { subjects: vec![stream.clone()], stream, store, node, peer: 1, deleted: false }
+    }
+
+    #[test]
+    fn a_store_is_told_of_its_own_reservations_in_pages() {
+        let name = |n: usize| format!("s{n:05}");
+        let mut all: Vec<_> = (0..PAGE + 5).map(|n| reservation(name(n), "mine")).collect();
+        all.insert(3, reservation("s00002x".into(), "theirs"));
+        let (mut seen, mut after) = (Vec::new(), String::new());
+        loop {
+            let request = CatalogueRequest::Of { store: "mine".into(), after: after.clone() };
+            let answer = request.answer(Ok(Response::Reservations(all.clone())));
+            let answer = CatalogueAnswer::decode(&answer.encode().unwrap()).unwrap();
+            let CatalogueAnswer::Page { reservations, is_last } = answer else { panic!("{answer:?}") };
+            assert!(reservations.len() <= PAGE);
+            after.clone_from(&reservations.last().unwrap().stream);
+            seen.extend(reservations.into_iter().map(|one| one.stream));
+            if is_last {
+                break;
+            }
+        }
+        assert_eq!(seen, (0..PAGE + 5).map(name).collect::<Vec<_>>());
+    }
+}
