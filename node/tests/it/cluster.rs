@@ -15,7 +15,7 @@ use crate::running::get;
 
 const PATIENCE: Duration = Duration::from_secs(90);
 
-async fn client(dev: &Dev, name: &str) -> Client {
+async fn connect(dev: &Dev, name: &str) -> Client {
     let options = ConnectOptions::new().request_timeout(Some(Duration::from_secs(5)));
     options.connect(format!("nats://{}", dev.text(name, "nats"))).await.unwrap()
 }
@@ -43,7 +43,7 @@ async fn clients_and_operators_see_the_cluster_as_it_is() {
     let mut urls = dev.addresses();
     urls.sort();
     let client = patiently("INFO names every node's address", async || {
-        let n1 = client(&dev, "n1").await;
+        let n1 = connect(&dev, "n1").await;
         (n1.server_info().connect_urls == urls).then_some(n1)
     })
     .await;
@@ -91,7 +91,7 @@ async fn clients_and_operators_see_the_cluster_as_it_is() {
 
     // A new leader is told of, at whichever node one listens.
     let listens = dev.names().into_iter().find(|name| *name != leader).unwrap();
-    let listener = client(&dev, &listens).await;
+    let listener = connect(&dev, &listens).await;
     let mut advisories = listener.subscribe("$JS.EVENT.ADVISORY.*.LEADER_ELECTED.>").await.unwrap();
     listener.flush().await.unwrap();
     let killed = dev.kill(&leader);
