@@ -143,7 +143,7 @@ async fn one_node_holds_a_stream_with_one_replica_and_every_node_serves_it() {
     site.healthy().await;
     let back = patiently("it is back", async || info(&first, "L").await.ok()).await;
     assert_eq!(back["state"]["messages"], expected.len());
-    let stream = third.get_stream("L").await.unwrap();
+    let stream = patiently("for every node", async || third.get_stream("L").await.ok()).await;
     for (at, text) in expected.iter().enumerate() {
         let message = stream.get_raw_message(at as u64 + 1).await.unwrap();
         assert_eq!(message.payload, text.as_bytes());
