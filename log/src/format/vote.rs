@@ -8,8 +8,9 @@ use crate::{
 
 /// A block of its own for each slot: writing one does not touch the other.
 pub(crate) const SLOT_BYTES: usize = 4096;
-/// Longest vote.
-pub const VOTE_BYTES_MAX: usize = 1024;
+/// Longest vote: what a slot has room for beside its header and its checksum.
+pub const VOTE_BYTES_MAX: usize = SLOT_BYTES - HEADER_BYTES - 4;
+const HEADER_BYTES: usize = 32;
 /// More saves than anybody makes.
 pub(crate) const GENERATION_MAX: u64 = u64::MAX / 2;
 const MAGIC: [u8; 8] = *b"BEAMVOT\0";

@@ -167,11 +167,16 @@ impl TakenRecord {
             self.from = (id.index.0, id.term.0);
             self.runs.remove(0);
         }
-        while let [_, (next, ..), ..] = &self.memberships[..]
-            && *next <= self.applied
-        {
-            self.memberships.remove(0);
-        }
+        // A membership is proposed when the one before it is committed: of those that are not known to be applied, only the
+        // last one can be cut, and the one before is what then holds.
+        let applied = self.memberships.iter().rposition(|(index, ..)| *index <= self.applied);
+        let last_two = self.memberships.len().saturating_sub(2);
+        let mut at = 0;
+        self.memberships.retain(|_| {
+            let keep = at >= last_two || Some(at) == applied;
+            at += 1;
+            keep
+        });
     }
 
     fn truncate_after(&mut self, after: u64) {
@@ -396,5 +401,45 @@ impl Shard for WitnessShard {
 
     fn install(&self, staged: Staged) -> BoxFuture<'static, Result<EntryId, ShardError>> {
         self.later(move |kept| kept.jump(staged))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHARD: ShardId = ShardId(0);
+
+    fn entry(index: u64, membership: &[u8]) -> LogEntry {
+        let id = EntryId { index: Index(index), term: Term(1) };
+        let body = LogEntry::replication_body(SHARD, membership);
+        LogEntry { id, timestamp: Timestamp(0), records: 1, body }
+    }
+
+    #[test]
+    fn a_long_history_of_memberships_fits_and_those_that_may_hold_are_kept() {
+        let mut taken = TakenRecord::default();
+        let kept =
+            |taken: &TakenRecord| taken.memberships.iter().map(|(index, ..)| *index).collect::<Vec<_>>();
+        // Every fifth entry is one, and nothing is known to be committed: a witness that begins with an empty store.
+        for index in 1..=200 {
+            let membership = if index % 5 == 0 { vec![7; 600] } else { Vec::new() };
+            taken.take(&entry(index, &membership)).unwrap();
+        }
+        taken.shorten();
+        assert_eq!(kept(&taken), [195, 200]);
+        let bytes = envelope::encode(&taken).unwrap();
+        assert!(bytes.len() <= beamlog_log::VOTE_BYTES_MAX, "{} bytes", bytes.len());
+        // The one that is applied stays beside the last two.
+        taken.applied = 197;
+        for index in 201..=210 {
+            let membership = if index % 5 == 0 { vec![7; 600] } else { Vec::new() };
+            taken.take(&entry(index, &membership)).unwrap();
+        }
+        taken.shorten();
+        assert_eq!(kept(&taken), [195, 205, 210]);
+        // The last may be cut; the one before holds then.
+        taken.truncate_after(209);
+        assert_eq!(kept(&taken), [195, 205]);
     }
 }
