@@ -316,15 +316,20 @@ impl Cluster {
     ///
     /// *Cancel safety*: it stops all the same.
     pub async fn stop(&self) {
+        let stopped = || {
+            self.inner.state.send_if_modified(|state| {
+                let changed = state.standing != Standing::Stopped;
+                state.standing = Standing::Stopped;
+                changed
+            });
+        };
+        // Before, so that nobody takes Raft's end for a failure; and after whoever was just looking.
+        stopped();
         if self.inner.raft.shutdown().await.is_err() {
             tracing::warn!("Raft had stopped by itself");
         }
+        stopped();
         self.inner.shard.step_down();
-        self.inner.state.send_if_modified(|state| {
-            let changed = state.standing != Standing::Stopped;
-            state.standing = Standing::Stopped;
-            changed
-        });
     }
 }
 
@@ -333,15 +338,19 @@ impl Inner {
     fn admit(&self, peer: &Introduction) -> Result<(), Refusal> {
         let Some(last) = claims::decode(&peer.claims, self.handler.shard())? else { return Ok(()) };
         match self.books.regressed(peer.id.0, last.index) {
-            None => Ok(()),
-            Some(held) => Err(Refusal {
-                code: code::REGRESSED,
-                reason: format!(
+            None => {
+                self.books.admitted(peer.id.0);
+                Ok(())
+            }
+            Some(held) => {
+                let reason = format!(
                     "the log of {} ends at entry {}, but it once held committed ones up to {held}: it lost \
                      acknowledged messages and can come back only as a new node",
                     peer.name, last.index
-                ),
-            }),
+                );
+                self.books.refuse(peer.id.0, reason.clone());
+                Err(Refusal { code: code::REGRESSED, reason })
+            }
         }
     }
 

@@ -69,7 +69,7 @@ pub struct MemberStatus {
     pub lag: Option<u64>,
     /// How long ago it was heard of. Only a leader knows.
     pub heard: Option<Duration>,
-    /// Why a leader does not take its word: it lost what it held, and must be replaced by a new node.
+    /// Why it is not let in, or a leader does not take its word: it lost what it held, and must be replaced by a new node.
     pub refused: Option<String>,
 }
 

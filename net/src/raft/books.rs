@@ -328,6 +328,16 @@ impl Books {
         self.page().held.get(&peer).copied().filter(|held| last < *held)
     }
 
+    /// A peer has no session with this node: it lost what it held.
+    pub(crate) fn refuse(&self, peer: u64, reason: String) {
+        self.page().refused.insert(peer, reason);
+    }
+
+    /// A peer has what it is known to have held.
+    pub(crate) fn admitted(&self, peer: u64) {
+        self.page().refused.remove(&peer);
+    }
+
     /// A peer is not a member any more.
     pub(crate) fn forget(&self, peer: u64) {
         let mut page = self.page();

@@ -58,12 +58,22 @@ fn edge(site: &Site, name: &str, id: u64) -> Edge {
     Edge::start(PeerId(id), site.certificates(name, Role::Edge)).unwrap()
 }
 
+/// A tunnel, and the name that the hub greets with. An edge may hear late that its session has ended: it tries again.
 pub(crate) async fn open(edge: &Edge, hub: &Hub) -> (TunnelReader, TunnelWriter, String) {
-    let tunnel = edge.tunnel(&hub.local_address().to_string(), Urgency::Outward).await.unwrap();
-    let (mut reader, writer) = tunnel.into_split();
-    let mut name = [0; 8];
-    patiently("the hub", reader.read_exact(&mut name)).await.unwrap();
-    (reader, writer, String::from_utf8(name.to_vec()).unwrap().trim().to_owned())
+    let address = hub.local_address().to_string();
+    patiently("the hub", async {
+        loop {
+            if let Ok(tunnel) = edge.tunnel(&address, Urgency::Outward).await {
+                let (mut reader, writer) = tunnel.into_split();
+                let mut name = [0; 8];
+                if reader.read_exact(&mut name).await.is_ok() {
+                    return (reader, writer, String::from_utf8(name.to_vec()).unwrap().trim().to_owned());
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
 }
 
 pub(crate) async fn echoes(reader: &mut TunnelReader, writer: &mut TunnelWriter, bytes: usize) {

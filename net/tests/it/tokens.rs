@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use beamlog_net::certificates::{
     CertificateFiles, Certificates, Identity, ROOTS_FILE, TOKENS_FILE, Token, TokenSource, Tokens, new_token,
@@ -15,7 +16,7 @@ use beamlog_net::transport::Urgency;
 use bytes::Bytes;
 
 use crate::edges::{echoes, hub, local, open};
-use crate::support::{DAY, PATIENCE, Site, wait_for};
+use crate::support::{DAY, PATIENCE, Site, patiently, wait_for};
 
 fn token(cluster: &str, name: &str) -> Token {
     new_token(Identity::new(cluster, Role::Edge, name).unwrap()).unwrap()
@@ -45,8 +46,18 @@ fn edge(site: &Site, token: &Token, id: u64) -> Edge {
     Edge::start(PeerId(id), load(TokenSource::Value(token.clone()), roots(site))).unwrap()
 }
 
+/// Why it gets no tunnel; once it has heard of it, if its session was ended.
 async fn refused(edge: &Edge, hub: &Hub) -> String {
-    in_words(&edge.tunnel(&hub.local_address().to_string(), Urgency::Outward).await.unwrap_err())
+    let address = hub.local_address().to_string();
+    patiently("a refusal", async {
+        loop {
+            match edge.tunnel(&address, Urgency::Outward).await {
+                Ok(_of_the_session_that_ends) => tokio::time::sleep(Duration::from_millis(5)).await,
+                Err(error) => return in_words(&error),
+            }
+        }
+    })
+    .await
 }
 
 fn sessions(hub: &Hub) -> usize {

@@ -49,6 +49,7 @@ pub(crate) fn status(node: &NodeCluster, held: &[String]) -> Value {
                 "connected": member.connected,
                 "durable": member.durable.map(|index| index.0),
                 "lag": member.lag,
+                "refused": member.refused,
                 "heard_ms": member.heard.map(|heard| u64::try_from(heard.as_millis()).unwrap_or(u64::MAX)),
             })
         })
@@ -106,7 +107,9 @@ pub(crate) fn problems(status: &ClusterStatus) -> Vec<String> {
     }
     for member in &status.members {
         let name = &member.member.name;
-        if !member.connected {
+        if let Some(reason) = &member.refused {
+            problems.push(format!("{name} is refused: {reason}"));
+        } else if !member.connected {
             problems.push(format!("{name} is not connected"));
         } else if member.role == MemberRole::Learner {
             problems.push(format!("{name} does not vote yet"));

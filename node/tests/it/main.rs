@@ -18,6 +18,7 @@ mod link_procedures;
 mod links;
 mod recording_rules;
 mod references;
+mod regressed;
 mod repository;
 mod running;
 mod serve;
