@@ -62,6 +62,22 @@ fn copies_that_were_made_do_not_keep_others_waiting() {
     holds(228);
 }
 
+/// A copy was done when another node led already, and openraft did not install it; the node that had fetched it said that
+/// it was made. The new leader took it for one that has those entries, and sent it what comes behind them for ever.
+#[test]
+fn a_copy_that_was_not_installed_is_not_called_made() {
+    for seed in [780, 937] {
+        holds(seed);
+    }
+}
+
+/// A segment went while entries behind the last decided one were in the log: the note of that stood behind them and was
+/// not in a copy, which was a log without its first segment then. Nobody could be given one, and no quorum be found.
+#[test]
+fn a_copy_has_what_was_noted_behind_its_end() {
+    holds(1595);
+}
+
 #[test]
 fn the_first_300_seeds_hold() {
     let jobs = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);

@@ -150,7 +150,16 @@ pub struct Shipment {
     files: LogFiles,
     disk: Arc<dyn Disk>,
     directory: PathBuf,
+    notes: Notes,
     _pin: Arc<Pin>,
+}
+
+/// What is shipped of the open segment behind the entries: what the log noted for itself further on.
+#[derive(Debug, Default)]
+struct Notes {
+    /// Where it stands in what is shipped.
+    at: u64,
+    frames: Bytes,
 }
 
 impl Shipment {
@@ -166,7 +175,18 @@ impl Shipment {
         let Some(file) = file else { return Err(ShipError::Unknown { name: name.to_owned() }) };
         let range = || ShipError::Range { name: name.to_owned(), offset, len };
         let left = file.bytes.checked_sub(offset).ok_or_else(range)?;
-        let len = len.min(CHUNK_BYTES_MAX).min(usize::try_from(left).unwrap_or(usize::MAX));
+        let mut len = len.min(CHUNK_BYTES_MAX).min(usize::try_from(left).unwrap_or(usize::MAX));
+        let is_open = self.files.files.last().is_some_and(|open| open.name == name);
+        if is_open && !self.notes.frames.is_empty() {
+            match offset.checked_sub(self.notes.at) {
+                Some(past) => {
+                    let from = usize::try_from(past).map_err(|_too_far| range())?;
+                    return Ok(self.notes.frames.slice(from..from + len));
+                }
+                // The rest is asked for next.
+                None => len = len.min(usize::try_from(self.notes.at - offset).unwrap_or(usize::MAX)),
+            }
+        }
         let path = self.directory.join(name);
         let mut bytes = vec![0; len];
         let read = self
@@ -212,7 +232,7 @@ impl Log {
             });
         }
         pin.insert(self.open.key());
-        let (open, last) = self.open_up_to(decided)?;
+        let (open, last, notes) = self.open_up_to(decided)?;
         files.push(open);
         self.stop_compaction(&pin)?;
         let pin = Arc::new(pin);
@@ -221,6 +241,7 @@ impl Log {
             files: LogFiles { shard: self.shard, last, files },
             disk: self.files.disk_handle(),
             directory: self.files.directory().to_owned(),
+            notes,
             _pin: pin,
         })
     }
@@ -228,11 +249,14 @@ impl Log {
 
 impl Log {
     /// The open segment up to an entry, and that entry. A segment begins with what is decided, so it is in there.
-    fn open_up_to(&mut self, decided: Index) -> Result<(LogFile, EntryId), ShipError> {
+    ///
+    /// What the log noted for itself behind that entry goes with it: without the note that a segment is retired, the
+    /// copy is a log that lacks one.
+    fn open_up_to(&mut self, decided: Index) -> Result<(LogFile, EntryId, Notes), ShipError> {
         let name = self.open.key().file_name();
         if decided >= self.last_index {
             let file = LogFile { name, bytes: self.open.end, hash: self.open.hash.value() };
-            return Ok((file, self.last_id()));
+            return Ok((file, self.last_id(), Notes::default()));
         }
         let (end, last) = self.end_of(decided).map_err(ship_error)?;
         let mut hash = ContentHash::new();
@@ -242,7 +266,10 @@ impl Log {
             hash.update(&piece);
             at += piece.len() as u64;
         }
-        Ok((LogFile { name, bytes: end, hash: hash.value() }, last))
+        let frames: Bytes = self.notes_behind(end, last).map_err(ship_error)?.into();
+        hash.update(&frames);
+        let bytes = end + frames.len() as u64;
+        Ok((LogFile { name, bytes, hash: hash.value() }, last.0, Notes { at: end, frames }))
     }
 }
 

@@ -167,23 +167,15 @@ impl Log {
             new.append(files, &piece)?;
             at += piece.len() as u64;
         }
-        let (last, last_checksum) = kept;
-        for (header, mut frame) in local {
-            let header = FrameHeader {
-                flags: LOCAL,
-                index: last.index,
-                term: last.term,
-                previous: last_checksum,
-                ..header
-            };
-            frame::finish(&mut frame, new.end(), &header);
-            new.append(files, &frame)?;
+        let frames = behind(new.end(), kept, local);
+        if !frames.is_empty() {
+            new.append(files, &frames)?;
         }
         if let Some(entry) = entry {
             let mut header = self.frame_header(header.segment, entry.records, 0, entry.id.index);
             header.term = entry.id.term;
             header.timestamp = entry.timestamp;
-            header.previous = last_checksum;
+            header.previous = kept.1;
             let mut frame = vec![0; FRAME_HEADER_BYTES];
             frame.extend_from_slice(&entry.body);
             frame::finish(&mut frame, new.end(), &header);
@@ -211,16 +203,33 @@ impl Log {
         Ok((last, checksum))
     }
 
-    /// Where an entry of the open segment, or what that begins with, ends; and its name.
-    pub(super) fn end_of(&mut self, index: Index) -> Result<(u64, EntryId), TruncateError> {
+    /// Where an entry of the open segment, or what that begins with, ends; its name, and its frame's checksum.
+    pub(super) fn end_of(&mut self, index: Index) -> Result<(u64, (EntryId, u32)), TruncateError> {
         let base = Index(self.open.header.segment.0 - 1);
         if index < base {
             return Err(TruncateError::Decided { base });
         }
         let within = self.within(index.next()).map_err(TruncateError::Damaged)?;
         let end = self.place_of(within, index.next()).map_err(TruncateError::Damaged)?;
-        let (last, _) = self.order_at(end)?;
-        Ok((end, last))
+        Ok((end, self.order_at(end)?))
+    }
+
+    /// What this log noted for itself in the open segment from `from` on, as it stands right behind the entry `last`
+    /// that ends there.
+    pub(super) fn notes_behind(&mut self, from: u64, last: (EntryId, u32)) -> Result<Vec<u8>, TruncateError> {
+        let (key, end) = (self.open.key(), self.open.end);
+        let mut notes = Vec::new();
+        let mut at = from;
+        while at < end {
+            let (header, body) = self.frame_in(key, at, end).map_err(TruncateError::Damaged)?;
+            if header.has(LOCAL) {
+                let mut frame = vec![0; FRAME_HEADER_BYTES];
+                frame.extend_from_slice(&body);
+                notes.push((header, frame));
+            }
+            at += header.frame_bytes();
+        }
+        Ok(behind(from, last, notes))
     }
 
     /// Bytes of the open segment.
@@ -252,6 +261,18 @@ const TRUNCATED: &str = "truncated-";
 
 fn truncated_name(key: SegmentKey) -> String {
     format!("{TRUNCATED}{:020}-{:06}.bytes", key.segment.0, key.generation)
+}
+
+/// Local frames as they stand from `at` on, behind the entry `last` whose frame has this checksum.
+fn behind(at: u64, (last, checksum): (EntryId, u32), local: Vec<(FrameHeader, Vec<u8>)>) -> Vec<u8> {
+    let mut frames = Vec::new();
+    for (header, mut frame) in local {
+        let header =
+            FrameHeader { flags: LOCAL, index: last.index, term: last.term, previous: checksum, ..header };
+        frame::finish(&mut frame, at + frames.len() as u64, &header);
+        frames.append(&mut frame);
+    }
+    frames
 }
 
 /// The local frames among whole frames, with their bodies behind room for a header.

@@ -401,3 +401,40 @@ fn a_copy_ends_with_what_is_decided() {
         }
     }
 }
+
+/// That a segment is retired is noted behind what is not decided, and its file goes: the note is in the copy too.
+#[test]
+fn a_copy_knows_of_segments_that_went_behind_what_is_decided() {
+    for seed in 0..6 {
+        let mut source = rich(seed);
+        for (stream, last) in source.model.lasts() {
+            source.model.floors.insert(stream, last);
+            source.wanted.floors.insert(stream, last);
+        }
+        source.tell_floors();
+        source.decided = source.model.last().index;
+        source.roll().unwrap();
+        let (model, decided) = (source.model.clone(), source.model.last());
+        let mut random = SeededRandom::new(seed);
+        for _ in 0..2 {
+            source.append(&mut random).unwrap();
+        }
+        let mut removed = 0;
+        for _ in 0..40 {
+            removed += source.log.maintain().unwrap().removed.len();
+        }
+        assert!(removed > 0, "no segment went");
+        source.append(&mut random).unwrap();
+        let shipment = source.log.ship(decided.index).unwrap();
+        assert_eq!(shipment.files().last, decided);
+        for piece in [usize::MAX, 300, 4096] {
+            let disk = new_disk();
+            let target = poor(&disk, seed + 100);
+            let mut installation = begin(&disk, shipment.files()).unwrap();
+            fetch(&mut installation, &shipment, piece).unwrap();
+            installation.verify().unwrap();
+            installation.exchange(target.log).unwrap();
+            check(&disk, &model, decided.index).reopen();
+        }
+    }
+}

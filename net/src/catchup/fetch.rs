@@ -6,12 +6,12 @@ use beamlog_log::{EntryId, InstallError, Installation, LogFiles};
 use bytes::Bytes;
 use openraft::{SnapshotMeta, StoredMembership, storage::Snapshot};
 
-use super::Copies;
+use super::{Copies, Offered};
 use crate::{
     peer::{Lane, PeerId},
     raft::{
         Staged, decode_membership, log_id, raft_vote,
-        wire::{Answer, OfferState, Request, WireVote},
+        wire::{Answer, Request},
         wire_vote,
     },
     runtime,
@@ -24,6 +24,8 @@ enum CopyError {
     Peer(String),
     #[error("the list of files: {0}")]
     List(String),
+    #[error("who offers it does not lead any more: this node is in term {term}")]
+    Led { term: u64 },
     #[error(transparent)]
     Install(#[from] InstallError),
     #[error("{0}")]
@@ -37,33 +39,44 @@ type Governing = StoredMembership<
 >;
 
 /// What a leader gives.
-struct Offered {
+struct Listed {
     list: LogFiles,
     membership: Governing,
 }
 
 impl Copies {
-    /// Makes a copy, to its end or to an error; whoever offered is told when it asks.
-    pub(super) async fn make(self: Arc<Self>, from: PeerId, vote: WireVote) {
-        let state = match self.copy(from, vote).await {
-            Ok((vote, last)) => {
-                tracing::info!(peer = %from, last = %last.index, "this node's state is a copy now");
-                OfferState::Installed { vote, last }
-            }
-            Err(error) => {
-                tracing::warn!(peer = %from, %error, "a copy was not made");
-                OfferState::Failed { reason: error.to_string() }
-            }
-        };
-        self.say(state);
+    /// Makes a copy, to its end or to an error; whoever offers is told when it asks. A new leader that offers while its
+    /// predecessor gives nothing any more is turned to.
+    pub(super) async fn make(self: Arc<Self>) {
+        while let Some(Offered { from, .. }) = self.offer() {
+            let failed = match self.copy(from).await {
+                Ok(last) => {
+                    tracing::info!(peer = %from, last = %last.index, "this node's state is a copy now");
+                    None
+                }
+                Err(error) => {
+                    tracing::warn!(peer = %from, %error, "a copy was not made");
+                    if self.is_superseded(from) {
+                        continue;
+                    }
+                    Some(error.to_string())
+                }
+            };
+            return self.ended(failed);
+        }
     }
 
-    async fn copy(&self, from: PeerId, vote: WireVote) -> Result<(WireVote, EntryId), CopyError> {
-        let Offered { list, membership } = self.list(from).await?;
+    /// Whether another node offers by now.
+    fn is_superseded(&self, from: PeerId) -> bool {
+        self.offer().is_some_and(|offered| offered.from != from)
+    }
+
+    async fn copy(&self, from: PeerId) -> Result<EntryId, CopyError> {
+        let Listed { list, membership } = self.list(from).await?;
         let last = list.last;
         if !self.shard.keeps_messages() {
             // A witness needs to know only that all of it is decided.
-            return self.take(vote, membership, last, None).await;
+            return self.take(membership, last, None).await;
         }
         let total = list.total_bytes();
         tracing::info!(peer = %from, last = %last.index, bytes = total, "a copy begins");
@@ -72,10 +85,7 @@ impl Copies {
         let mut foreign = 0;
         loop {
             while let Some(wanted) = installation.wanted() {
-                self.say(OfferState::Fetching {
-                    done: total - installation.missing_bytes().min(total),
-                    total,
-                });
+                self.fetched(total - installation.missing_bytes().min(total), total);
                 let bytes = u32::try_from(wanted.bytes).unwrap_or(u32::MAX).min(self.limits.chunk);
                 let chunk = self.chunk(from, &wanted.name, wanted.offset, bytes).await?;
                 if chunk.is_empty() {
@@ -106,17 +116,19 @@ impl Copies {
                 break;
             }
         }
-        self.take(vote, membership, last, Some(Box::new(installation))).await
+        self.take(membership, last, Some(Box::new(installation))).await
     }
 
-    /// Puts a copy in the place of the state.
+    /// Puts a copy in the place of the state, by the word of who leads by now.
     async fn take(
         &self,
-        vote: WireVote,
         membership: Governing,
         last: EntryId,
         installation: Option<Box<Installation>>,
-    ) -> Result<(WireVote, EntryId), CopyError> {
+    ) -> Result<EntryId, CopyError> {
+        let Some(Offered { vote, .. }) = self.offer() else {
+            return Err(CopyError::Peer("nobody offers it any more".to_owned()));
+        };
         let meta = SnapshotMeta { last_log_id: log_id(last), last_membership: membership };
         let snapshot = Snapshot { meta, snapshot: Staged { last, membership: None, installation } };
         let answer = self
@@ -124,10 +136,12 @@ impl Copies {
             .install_full_snapshot(raft_vote(vote), snapshot)
             .await
             .map_err(|error| CopyError::Shard(error.to_string()))?;
-        Ok((wire_vote(&answer.vote), last))
+        // Then nothing was installed, and to say that it was would be a claim about entries that are not here.
+        let ours = wire_vote(&answer.vote);
+        if ours == vote { Ok(last) } else { Err(CopyError::Led { term: ours.term }) }
     }
 
-    async fn list(&self, from: PeerId) -> Result<Offered, CopyError> {
+    async fn list(&self, from: PeerId) -> Result<Listed, CopyError> {
         let Answer::Files { membership_id, membership, list } = self.ask(from, &Request::Files).await? else {
             return Err(CopyError::Peer("it answered something else".to_owned()));
         };
@@ -143,7 +157,7 @@ impl Copies {
         }
         let membership =
             decode_membership(&membership).map_err(|error| CopyError::List(error.to_string()))?;
-        Ok(Offered { list, membership: StoredMembership::new(log_id(membership_id), membership) })
+        Ok(Listed { list, membership: StoredMembership::new(log_id(membership_id), membership) })
     }
 
     async fn chunk(&self, from: PeerId, name: &str, offset: u64, bytes: u32) -> Result<Bytes, CopyError> {
@@ -174,7 +188,7 @@ impl Copies {
                 Err(error) => error.to_string(),
             };
             failures += 1;
-            if failures > self.limits.failures {
+            if failures > self.limits.failures || self.is_superseded(from) {
                 return Err(CopyError::Peer(error));
             }
             runtime::sleep(self.limits.answer / 20).await;

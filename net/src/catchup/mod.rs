@@ -30,8 +30,29 @@ pub(crate) struct Copies {
     transport: Arc<dyn PeerTransport>,
     limits: CopyLimits,
     given: give::Given,
-    /// The copy that this node makes.
-    made: Mutex<Option<OfferState>>,
+    /// The copy that this node makes. One that is made is no news: [`Machine::applied`] says it.
+    made: Mutex<Option<Making>>,
+}
+
+/// A copy that this node makes.
+#[derive(Clone, Debug)]
+enum Making {
+    Going {
+        offered: Offered,
+        done: u64,
+        total: u64,
+    },
+    /// Until who offers was told.
+    Failed {
+        reason: String,
+    },
+}
+
+/// Who offered it last. A leader may follow another meanwhile: what is in a copy is committed, whoever gives it.
+#[derive(Clone, Copy, Debug)]
+struct Offered {
+    from: PeerId,
+    vote: WireVote,
 }
 
 /// How patient a copy is.
@@ -99,31 +120,45 @@ impl Copies {
         {
             return OfferState::HigherVote(ours);
         }
+        let offered = Offered { from, vote };
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         match made.take() {
-            // Told once; what comes of it the leader decides.
-            Some(
-                done @ (OfferState::Installed { .. } | OfferState::Failed { .. } | OfferState::HigherVote(_)),
-            ) => done,
-            Some(going @ OfferState::Fetching { .. }) => {
-                *made = Some(going.clone());
-                going
+            Some(Making::Failed { reason }) => OfferState::Failed { reason },
+            Some(Making::Going { offered: before, done, total }) => {
+                let offered = if vote.term >= before.vote.term { offered } else { before };
+                *made = Some(Making::Going { offered, done, total });
+                OfferState::Fetching { done, total }
             }
             None if self.machine.applied().index >= state.last.index => {
                 OfferState::Installed { vote, last: self.machine.applied() }
             }
             None => {
-                let begun = OfferState::Fetching { done: 0, total: 0 };
-                *made = Some(begun.clone());
+                *made = Some(Making::Going { offered, done: 0, total: 0 });
                 drop(made);
-                let copies = Arc::clone(self);
-                drop(runtime::spawn(async move { copies.make(from, vote).await }));
-                begun
+                drop(runtime::spawn(Arc::clone(self).make()));
+                OfferState::Fetching { done: 0, total: 0 }
             }
         }
     }
 
-    fn say(&self, state: OfferState) {
-        *self.made.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
+    /// Who offers the copy that this node makes.
+    fn offer(&self) -> Option<Offered> {
+        match &*self.made.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(Making::Going { offered, .. }) => Some(*offered),
+            Some(Making::Failed { .. }) | None => None,
+        }
+    }
+
+    fn fetched(&self, bytes: u64, of: u64) {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Making::Going { done, total, .. }) = &mut *made {
+            (*done, *total) = (bytes, of);
+        }
+    }
+
+    /// Nothing is made any more.
+    fn ended(&self, failed: Option<String>) {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        *made = failed.map(|reason| Making::Failed { reason });
     }
 }

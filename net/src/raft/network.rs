@@ -297,8 +297,8 @@ impl RaftNetworkV2<Types> for Link {
         cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
-        let state = CopyOf { last: entry_id(snapshot.meta.last_log_id.as_ref()) };
-        let request = Request::Offer { vote: wire_vote(&vote), state };
+        let offered = entry_id(snapshot.meta.last_log_id.as_ref());
+        let request = Request::Offer { vote: wire_vote(&vote), state: CopyOf { last: offered } };
         let timing = self.links.timing;
         let copied = async {
             let mut seen = None;
@@ -306,8 +306,18 @@ impl RaftNetworkV2<Types> for Link {
             loop {
                 let answer =
                     self.ask(Lane::CatchUp, &request, timing.copy, RPCTypes::InstallSnapshot).await?;
-                let Answer::Offer(state) = answer else { return Err(self.unexpected()) };
-                match state {
+                let Answer::Offer(answer) = answer else { return Err(self.unexpected()) };
+                match answer {
+                    OfferState::Installed { last, .. } if last.index < offered.index => {
+                        return Err(self.lie(format!(
+                            "it says that a copy up to entry {} is installed, and ends at {}",
+                            offered.index, last.index
+                        )));
+                    }
+                    // openraft takes every vote that is not higher for a copy that was made.
+                    OfferState::HigherVote(higher) if higher.term <= vote.leader_id().term => {
+                        return Err(self.lie(format!("its vote of term {} is not higher", higher.term)));
+                    }
                     OfferState::Installed { vote, last: _ } | OfferState::HigherVote(vote) => {
                         return Ok(SnapshotResponse::new(raft_vote(vote)));
                     }
