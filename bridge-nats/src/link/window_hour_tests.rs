@@ -4,39 +4,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::tests::Random;
 use super::*;
+use crate::link::export::{ACK_TIMEOUT, BURST, RUNS, WINDOW_BYTES, WINDOW_MESSAGES};
 
 /// Milliseconds.
 const HOUR: u64 = 3_600_000;
 const STEP: u64 = 10;
-/// As links have it: [`crate::link::export`].
-const WINDOW_MESSAGES: usize = 1024;
-const RUNS: Runs = Runs {
-    messages_max: 32,
-    bytes_max: 128 << 10,
-    age_max: 200,
-    careful: 1024,
-    bytes_min: 64 << 10,
-    quick: 300,
-    slow: 1000,
-};
-const ACK_TIMEOUT: u64 = 10_000;
-const BURST: usize = 256;
 const BYTES: usize = 256;
 /// How long the receiver remembers ids; most cuts are shorter and some are longer.
 const REMEMBERED: u64 = 20_000;
 
-/// xorshift; a seed gives one history.
-struct Random(u64);
-
 impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % end
-    }
-
     fn between(&mut self, from: u64, to: u64) -> u64 {
         from + self.below(to - from)
     }
@@ -153,7 +132,7 @@ impl World {
         Self {
             random: Random(seed * 2 + 1),
             now: 0,
-            window: Window::in_runs(WINDOW_MESSAGES, 16 << 20, RUNS),
+            window: Window::in_runs(WINDOW_MESSAGES, WINDOW_BYTES, RUNS),
             receiver: Receiver::default(),
             there: Path::new(),
             back: Path::new(),
@@ -213,7 +192,7 @@ impl World {
             self.window.answered_at(sequence, verdict, self.now);
         }
         if self.now.is_multiple_of(500) {
-            self.window.give_up(self.now.saturating_sub(ACK_TIMEOUT));
+            self.window.give_up(self.now.saturating_sub(ACK_TIMEOUT.as_millis().try_into().unwrap()));
         }
         let synced: &[u64] = &self.receiver.stored[..self.receiver.synced];
         let cursor = self.window.take_done(|sequence, _| {
@@ -339,7 +318,7 @@ impl World {
             self.cut();
         }
         self.happened.restarts += 1;
-        self.window = Window::in_runs(WINDOW_MESSAGES, 16 << 20, RUNS);
+        self.window = Window::in_runs(WINDOW_MESSAGES, WINDOW_BYTES, RUNS);
         for sequence in self.cursor + 1..=self.taken {
             self.window.push(sequence, BYTES, sequence, true);
         }

@@ -38,6 +38,7 @@ pub(crate) fn beamlog() -> Command {
             command.env_remove(name);
         }
     }
+    command.stdin(Stdio::null());
     command
 }
 
@@ -50,7 +51,6 @@ impl Dev {
             .args(arguments)
             .arg("--data-dir")
             .arg(folder.join("cluster"))
-            .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(&log).unwrap())
             .spawn()

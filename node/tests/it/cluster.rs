@@ -1,7 +1,7 @@
 //! Three real nodes as `cluster dev` starts them, and what clients and operators are told of them.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_nats::jetstream;
 use async_nats::jetstream::stream::Config;
@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use crate::dev_cluster::Dev;
 use crate::running::get;
+use crate::site::patiently;
 
 const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -23,17 +24,6 @@ async fn connect(dev: &Dev, name: &str) -> Client {
 fn page(dev: &Dev, name: &str, path: &str) -> Option<Value> {
     let (status, body) = get(&dev.text(name, "admin"), path, "localhost");
     (status == 200).then(|| serde_json::from_str(&body).unwrap())
-}
-
-async fn patiently<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
-    let begun = Instant::now();
-    loop {
-        if let Some(answer) = ask().await {
-            return answer;
-        }
-        assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,23 +9,13 @@ use std::process::{Child, Command, Output, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
+pub(crate) use crate::dev_cluster::beamlog;
+
 pub(crate) struct Node {
     pub(crate) child: Child,
     pub(crate) listen: String,
     pub(crate) admin: String,
     folder: TempDir,
-}
-
-/// The binary, without any configuration of this machine.
-pub(crate) fn beamlog() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_beamlog"));
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("BEAMLOG_") {
-            command.env_remove(name);
-        }
-    }
-    command.stdin(Stdio::null());
-    command
 }
 
 impl Node {

@@ -25,10 +25,10 @@ use super::trail::{self, StreamKey, Trail};
 use super::window::{After, Phase, Runs, Send, Settled, Verdict, Window};
 
 /// Messages on their way at once, and bytes of them.
-const WINDOW_MESSAGES: usize = 1024;
-const WINDOW_BYTES: usize = 16 << 20;
+pub(super) const WINDOW_MESSAGES: usize = 1024;
+pub(super) const WINDOW_BYTES: usize = 16 << 20;
 /// Of a run only the last message asks for a publish ack. Times are milliseconds.
-const RUNS: Runs = Runs {
+pub(super) const RUNS: Runs = Runs {
     messages_max: 32,
     bytes_max: 128 << 10,
     age_max: 200,
@@ -38,7 +38,7 @@ const RUNS: Runs = Runs {
     slow: 1000,
 };
 /// How long their publish ack may take.
-const ACK_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const ACK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the lag is measured and answers are missed.
 const TICK: Duration = Duration::from_millis(500);
 /// Waits between attempts, when something cannot be done now.
@@ -46,7 +46,7 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from
 /// Messages that are asked for beyond the room there is, so that they are here when there is.
 const AHEAD: usize = 256;
 /// Messages that are sent before answers are looked at.
-const BURST: usize = 256;
+pub(super) const BURST: usize = 256;
 
 /// Why a transfer ended.
 enum Ended {
