@@ -9,7 +9,7 @@ use beamlog_log::StreamId;
 use bytes::Bytes;
 
 use super::index::{Matches, Target};
-use super::{Interest, Subscriber};
+use super::{Envelope, Interest, Offered, Subscriber};
 
 /// One subscription of this node whose filter is the subject itself.
 #[derive(Clone)]
@@ -20,6 +20,21 @@ pub struct Member {
     pub subscriber: Arc<dyn Subscriber>,
     /// What to offer with.
     pub id: u64,
+}
+
+impl Member {
+    /// Hands it a message for nobody else. False: it is gone. One that cannot read now has had it all the same.
+    #[must_use]
+    pub fn give(&self, envelope: &Envelope<'_>) -> bool {
+        match self.subscriber.offer(self.id, envelope) {
+            Offered::Taken | Offered::Joined => {
+                self.subscriber.flush();
+                true
+            }
+            Offered::Congested => true,
+            Offered::Refused => false,
+        }
+    }
 }
 
 impl std::fmt::Debug for Member {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use beamlog_router::api::request::Published;
 use beamlog_router::headers::Builder;
-use beamlog_router::interest::{Envelope, Offered};
+use beamlog_router::interest::Envelope;
 use beamlog_router::{PublishTicket, StreamPublish};
 use bytes::Bytes;
 use tracing::warn;
@@ -105,17 +105,7 @@ impl Worker {
             return;
         }
         let envelope = Envelope { subject: subject.as_bytes(), reply: b"", headers, payload, origin: 0 };
-        let taken = self.members.get(&entry).is_some_and(|member| {
-            let offered = member.subscriber.offer(member.id, &envelope);
-            match offered {
-                Offered::Taken | Offered::Joined => {
-                    member.subscriber.flush();
-                    true
-                }
-                Offered::Congested => true,
-                Offered::Refused => false,
-            }
-        });
+        let taken = self.members.get(&entry).is_some_and(|member| member.give(&envelope));
         if !taken {
             self.members.remove(&entry);
             self.engine.handle(now, Input::NotTaken { task });

@@ -12,9 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use beamlog_router::Router;
-use beamlog_router::interest::{
-    Envelope, Interest, Member, Offered, RouteCache, SubscriberKind, SubscriptionKey,
-};
+use beamlog_router::interest::{Envelope, Interest, Member, RouteCache, SubscriberKind, SubscriptionKey};
 use bytes::Bytes;
 use tracing::{debug, error};
 
@@ -272,16 +270,7 @@ impl Post {
 
     fn job(&mut self, task: u64, entry: u64, subject: &str, headers: &[u8], payload: &[u8]) {
         let envelope = Envelope { subject: subject.as_bytes(), reply: b"", headers, payload, origin: 0 };
-        let taken = self.members.get(&entry).is_some_and(|member| {
-            match member.subscriber.offer(member.id, &envelope) {
-                Offered::Taken | Offered::Joined => {
-                    member.subscriber.flush();
-                    true
-                }
-                Offered::Congested => true,
-                Offered::Refused => false,
-            }
-        });
+        let taken = self.members.get(&entry).is_some_and(|member| member.give(&envelope));
         if !taken {
             self.members.remove(&entry);
             let node = self.me.clone();
