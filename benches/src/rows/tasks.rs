@@ -17,6 +17,12 @@ use crate::report::{Comparison, Goal};
 const SUBJECT: &str = "beamline.router.v1.decide";
 const CLIENTS: u64 = 32;
 const GATEWAYS: u64 = 8;
+/// The numbers of the requests at a fixed rate: others than before, for the same request gets the same decision.
+const PACED_FROM: u64 = 1 << 31;
+/// Until then all clients are connected.
+const CONNECTING: Duration = Duration::from_millis(100);
+/// Requests a second of the run whose requests are due one after the other, whatever the answers do.
+const FIXED_RATE: u64 = 10_000;
 const RATE_MIN: f64 = 10_000.0;
 const P99_MICROS_MAX: f64 = 5_000.0;
 const GATEWAY_RATE_MIN: f64 = 2_000.0;
@@ -24,7 +30,9 @@ const GATEWAY_RATE_MIN: f64 = 2_000.0;
 pub fn row_13(plan: &Plan) -> Result<Vec<Comparison>, RowError> {
     let message_bytes = body(0, 0).len() as u64;
     let load = Load { message_bytes, clients: CLIENTS, in_flight: 1 };
-    let mut lasting = Comparison::new(13, format!("decide, {CLIENTS} clients"), load);
+    let mut lasting = Comparison::new(13, format!("decide, {CLIENTS} clients"), load.clone());
+    let title = format!("decide, {FIXED_RATE}/s fixed, {CLIENTS} clients, latency from when each was due");
+    let mut paced = Comparison::new(13, title, load);
     let load = Load { message_bytes, clients: GATEWAYS, in_flight: 1 };
     let mut anew = Comparison::new(13, "decide, a connection for every request", load);
     let us = Contender::Beamlog.name();
@@ -35,14 +43,17 @@ pub fn row_13(plan: &Plan) -> Result<Vec<Comparison>, RowError> {
         let server = Server::start(&programs, contender, &data(&folder))?;
         let figures = measure(&server, CLIENTS, plan.duration(), lasting_client)?;
         lasting.add(us, Durability::Disk, figures);
+        let figures = measure(&server, CLIENTS, plan.duration(), paced_client)?;
+        paced.add(us, Durability::Disk, figures);
         let figures = measure(&server, GATEWAYS, plan.duration(), connecting_client)?;
         anew.add(us, Durability::Disk, figures);
         Ok(())
     })?;
     judge(&mut lasting, RATE, Goal::AtLeast(RATE_MIN));
     judge(&mut lasting, P99, Goal::AtMost(P99_MICROS_MAX));
+    judge(&mut paced, P99, Goal::AtMost(P99_MICROS_MAX));
     judge(&mut anew, RATE, Goal::AtLeast(GATEWAY_RATE_MIN));
-    Ok(vec![lasting, anew])
+    Ok(vec![lasting, paced, anew])
 }
 
 fn judge(comparison: &mut Comparison, figure: &'static str, goal: Goal) {
@@ -56,7 +67,7 @@ type Client = fn(&Server, u64, Instant, Duration) -> Result<Latencies, RowError>
 
 fn measure(server: &Server, clients: u64, duration: Duration, client: Client) -> Result<Figures, RowError> {
     let before = usage(server.pid());
-    let start = Instant::now();
+    let start = Instant::now() + CONNECTING;
     let latencies = thread::scope(|scope| {
         let running: Vec<_> =
             (0..clients).map(|number| scope.spawn(move || client(server, number, start, duration))).collect();
@@ -67,7 +78,7 @@ fn measure(server: &Server, clients: u64, duration: Duration, client: Client) ->
         Ok::<_, RowError>(latencies)
     })?;
     let mut figures = Figures::default();
-    figures.set(RATE, latencies.len() as f64 / duration.as_secs_f64());
+    figures.set(RATE, latencies.len() as f64 / start.elapsed().max(duration).as_secs_f64());
     figures.set_latencies(&latencies);
     set_usage(&mut figures, server, before, latencies.len());
     Ok(figures)
@@ -97,23 +108,70 @@ fn lasting_client(
     start: Instant,
     duration: Duration,
 ) -> Result<Latencies, RowError> {
-    let mut connection: Connection = server.connect()?;
-    let reply = format!("_R.{client}");
-    connection.subscribe(&reply, None, 1);
-    connection.ping()?;
+    let mut asking = Asking::new(server, client)?;
     let mut latencies = Latencies::default();
+    wait_for(start);
     let mut now = Instant::now();
     let mut number = 0;
     while now - start < duration {
-        connection.publish(SUBJECT.as_bytes(), reply.as_bytes(), body(client, number).as_bytes());
-        connection.flush()?;
-        is_decision(connection.receive()?.payload)?;
+        asking.ask(number)?;
         let answered = Instant::now();
         latencies.record(answered - now);
         now = answered;
         number += 1;
     }
     Ok(latencies)
+}
+
+/// Asks when a request is due, or as soon as the one before it is answered; both count from when it was due.
+fn paced_client(
+    server: &Server,
+    client: u64,
+    start: Instant,
+    duration: Duration,
+) -> Result<Latencies, RowError> {
+    let mut asking = Asking::new(server, client)?;
+    let mut latencies = Latencies::default();
+    let mut turn = 0;
+    loop {
+        let after = Duration::from_nanos((turn * CLIENTS + client) * 1_000_000_000 / FIXED_RATE);
+        if after >= duration {
+            return Ok(latencies);
+        }
+        let due = start + after;
+        wait_for(due);
+        asking.ask(PACED_FROM + turn)?;
+        latencies.record(due.elapsed());
+        turn += 1;
+    }
+}
+
+fn wait_for(moment: Instant) {
+    thread::sleep(moment.saturating_duration_since(Instant::now()));
+}
+
+/// A connection that asks, and waits for the answer.
+struct Asking {
+    connection: Connection,
+    client: u64,
+    reply: String,
+}
+
+impl Asking {
+    fn new(server: &Server, client: u64) -> Result<Self, RowError> {
+        let mut connection: Connection = server.connect()?;
+        let reply = format!("_R.{client}");
+        connection.subscribe(&reply, None, 1);
+        connection.ping()?;
+        Ok(Self { connection, client, reply })
+    }
+
+    fn ask(&mut self, number: u64) -> Result<(), RowError> {
+        let body = body(self.client, number);
+        self.connection.publish(SUBJECT.as_bytes(), self.reply.as_bytes(), body.as_bytes());
+        self.connection.flush()?;
+        is_decision(self.connection.receive()?.payload)
+    }
 }
 
 /// The gateway: connect, CONNECT and PING, PONG, SUB with two spaces, PUB, the answer, an abrupt end.
@@ -124,6 +182,7 @@ fn connecting_client(
     duration: Duration,
 ) -> Result<Latencies, RowError> {
     let mut latencies = Latencies::default();
+    wait_for(start);
     let mut now = Instant::now();
     let mut number = 1 << 32;
     let mut input = vec![0; 64 << 10];
