@@ -351,6 +351,12 @@ impl Engine {
         (std::mem::take(&mut self.events), std::mem::take(&mut self.effects))
     }
 
+    /// Whether there is something to take.
+    #[must_use]
+    pub fn has_more(&self) -> bool {
+        !self.events.is_empty() || !self.effects.is_empty()
+    }
+
     #[must_use]
     pub fn state(&self) -> &State {
         &self.state

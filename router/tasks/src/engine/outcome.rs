@@ -368,13 +368,14 @@ impl Engine {
         }
     }
 
-    /// Usage behind `from` that is not in its stream yet: numbers and bodies, oldest first.
+    /// Usage behind `from` and before `below` that is not in its stream yet: numbers and bodies, oldest first.
     #[must_use]
-    pub fn usage_after(&self, from: u64, count_max: usize) -> Vec<(u64, Vec<u8>)> {
+    pub fn usage_between(&self, from: u64, below: u64, count_max: usize) -> Vec<(u64, Vec<u8>)> {
         if !self.settings.usage {
             return Vec::new();
         }
-        let due = self.state.usage.range(from.saturating_add(1)..).take(count_max);
+        let from = from.saturating_add(1);
+        let due = self.state.usage.range(from..below.max(from)).take(count_max);
         due.map(|(number, usage)| (*number, usage_body(usage))).collect()
     }
 

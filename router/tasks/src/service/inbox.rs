@@ -4,7 +4,8 @@
 //! say is taken far beyond it, because it will not be said again, and slows its senders.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::Wake;
 use std::time::{Duration, Instant};
 
 use beamlog_router::interest::{Envelope, Offered, Subscriber};
@@ -49,6 +50,8 @@ struct Waiting<T> {
     changed: BTreeSet<Vec<u8>>,
     jobs: VecDeque<Job<T>>,
     ending: Option<Ending>,
+    /// Something that the thread waits for elsewhere has come.
+    woken: bool,
     refused: u64,
 }
 
@@ -90,6 +93,7 @@ impl<T> Inbox<T> {
             changed: BTreeSet::new(),
             jobs: VecDeque::new(),
             ending: None,
+            woken: false,
             refused: 0,
         };
         Self { limits, waiting: Mutex::new(waiting), filled: Condvar::new() }
@@ -137,13 +141,22 @@ impl<T> Inbox<T> {
         self.lock().refused
     }
 
-    /// What waits; waits for it up to `timeout`.
+    /// Blocks until it is woken as a [`Wake`]; what else came meanwhile stays.
+    pub(super) fn wait_woken(&self) {
+        let is_asleep = |waiting: &mut Waiting<T>| !waiting.woken;
+        let mut waiting =
+            self.filled.wait_while(self.lock(), is_asleep).unwrap_or_else(PoisonError::into_inner);
+        waiting.woken = false;
+    }
+
+    /// What waits; waits for it up to `timeout`, or until it is woken.
     pub(super) fn take(&self, timeout: Option<Duration>) -> Taken<T> {
         let is_empty = |waiting: &mut Waiting<T>| {
             waiting.messages.is_empty()
                 && waiting.changed.is_empty()
                 && waiting.jobs.is_empty()
                 && waiting.ending.is_none()
+                && !waiting.woken
         };
         let waiting = self.lock();
         let mut waiting = match timeout {
@@ -155,6 +168,7 @@ impl<T> Inbox<T> {
                     .0
             }
         };
+        waiting.woken = false;
         let count = waiting.messages.len().min(BATCH_MAX);
         let messages: Vec<Incoming> = waiting.messages.drain(..count).collect();
         waiting.bytes = waiting.bytes.saturating_sub(messages.iter().map(Incoming::weight).sum());
@@ -164,6 +178,13 @@ impl<T> Inbox<T> {
             jobs: std::mem::take(&mut waiting.jobs),
             ending: waiting.ending.filter(|ending| *ending == Ending::Abandon || waiting.messages.is_empty()),
         }
+    }
+}
+
+impl<T: 'static> Wake for Inbox<T> {
+    fn wake(self: Arc<Self>) {
+        self.lock().woken = true;
+        self.filled.notify_one();
     }
 }
 

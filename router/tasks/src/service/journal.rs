@@ -5,11 +5,17 @@
 //! * `$BEAMLINE.snapshot`: the state in parts; `$BEAMLINE.snapshot.end` names the first part, how many there
 //!   are, and counts only when it is there. What is older is purged then.
 
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
 use beamlog_router::api::error::{ApiError, PublishRefusal};
-use beamlog_router::api::request::{BatchSelector, Purge, Request, Response};
+use beamlog_router::api::request::{BatchSelector, PublishOutcome, Purge, Request, Response};
 use beamlog_router::headers::Builder;
 use beamlog_router::stream::StreamConfig;
-use beamlog_router::{Health, Message, Router, Sequence, StreamPublish, headers};
+use beamlog_router::{
+    Health, Message, PublishTicket, Router, Sequence, StreamPublish, TicketFuture, headers,
+};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -62,6 +68,7 @@ struct SnapshotEnd {
 #[derive(Debug)]
 pub(super) struct Journal {
     router: Router,
+    /// The sequence of the last message that was handed over.
     last: u64,
     /// Bytes of events since the last snapshot, and of that.
     since_snapshot: u64,
@@ -160,29 +167,56 @@ impl Journal {
         Ok(Some((state, end.through)))
     }
 
-    /// Writes events; durable on return. In order, each message after the one before it.
-    pub(super) fn append(&mut self, events: &[Event]) -> Result<(), JournalError> {
+    /// Hands events to the log, behind what it was handed before. When [`Writing`] fails, nothing that was handed
+    /// over later is stored, and the log must be read again.
+    pub(super) fn submit(&mut self, events: &[Event]) -> Writing {
+        let mut writing = Writing::default();
         let mut rest = events;
         while !rest.is_empty() {
-            // A batch is cut so that every message fits; an event with a large payload goes alone.
-            let mut raw = Vec::new();
-            let mut count = 0;
-            for event in rest {
-                let line = event::encode(std::slice::from_ref(event)).map_err(JournalError::Encode)?;
-                if count > 0 && raw.len() + line.len() > BATCH_BYTES_MAX {
+            match self.submit_some(rest) {
+                Ok((count, sequence, ticket)) => {
+                    writing.messages.push_back((sequence, ticket.into_future()));
+                    rest = &rest[count..];
+                }
+                Err(problem) => {
+                    writing.problem = Some(problem);
                     break;
                 }
-                raw.extend_from_slice(&line);
-                count += 1;
             }
-            rest = &rest[count..];
-            self.since_snapshot += raw.len() as u64;
-            self.write(EVENT, raw)?;
         }
-        Ok(())
+        writing
     }
 
+    /// As many as one message takes; how many these are.
+    fn submit_some(&mut self, events: &[Event]) -> Result<(usize, u64, PublishTicket), JournalError> {
+        // Every message fits; an event with a large payload goes alone.
+        let mut raw = Vec::new();
+        let mut count = 0;
+        for event in events {
+            let line = event::encode(std::slice::from_ref(event)).map_err(JournalError::Encode)?;
+            if count > 0 && raw.len() + line.len() > BATCH_BYTES_MAX {
+                break;
+            }
+            raw.extend_from_slice(&line);
+            count += 1;
+        }
+        self.since_snapshot += raw.len() as u64;
+        let (sequence, ticket) = self.hand_over(EVENT, raw)?;
+        Ok((count, sequence, ticket))
+    }
+
+    /// Writes one message; durable on return.
     fn write(&mut self, subject: &'static str, payload: Vec<u8>) -> Result<(), JournalError> {
+        let (sequence, ticket) = self.hand_over(subject, payload)?;
+        stored_as(sequence, ticket.wait())
+    }
+
+    /// To the log's queue. It is stored under this sequence or not at all.
+    fn hand_over(
+        &mut self,
+        subject: &'static str,
+        payload: Vec<u8>,
+    ) -> Result<(u64, PublishTicket), JournalError> {
         let headers = Builder::new().header(EXPECTED, self.last.to_string()).finish();
         let stream = self.router.interest().capture_of(subject.as_bytes());
         let stream = stream.ok_or(JournalError::Stream(ApiError::StreamNotFound))?;
@@ -193,9 +227,12 @@ impl Journal {
             headers: headers.into(),
             payload: payload.into(),
         };
-        let ticket = loop {
+        loop {
             match self.router.store(publish) {
-                Ok(ticket) => break ticket,
+                Ok(ticket) => {
+                    self.last += 1;
+                    return Ok((self.last, ticket));
+                }
                 Err(full) => {
                     if is_over(&self.router) {
                         return Err(JournalError::Closed);
@@ -204,14 +241,6 @@ impl Journal {
                     self.router.when_ready().wait();
                 }
             }
-        };
-        match ticket.wait().result {
-            Ok(published) => {
-                let sequence = published.sequence().expect("its one header makes it of no batch");
-                self.last = sequence.0;
-                Ok(())
-            }
-            Err(refusal) => Err(JournalError::Refused(refusal)),
         }
     }
 
@@ -237,6 +266,40 @@ impl Journal {
         ask(&self.router, Request::PurgeStream { stream: STREAM.into(), purge })?;
         Ok(())
     }
+}
+
+/// Events on their way into the log.
+#[derive(Debug, Default)]
+pub(super) struct Writing {
+    messages: VecDeque<(u64, TicketFuture<PublishOutcome>)>,
+    /// Why the rest was not handed over.
+    problem: Option<JournalError>,
+}
+
+impl Writing {
+    /// Whether the log was not handed all of it: it must not be handed anything then.
+    pub(super) fn is_cut(&self) -> bool {
+        self.problem.is_some()
+    }
+
+    /// Ready when all of them are durable, or one is not stored.
+    pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<(), JournalError>> {
+        while let Some((sequence, ticket)) = self.messages.front_mut() {
+            let outcome = ready!(Pin::new(ticket).poll(context));
+            stored_as(*sequence, outcome)?;
+            self.messages.pop_front();
+        }
+        Poll::Ready(self.problem.take().map_or(Ok(()), Err))
+    }
+}
+
+/// The log has only one writer, so it is known beforehand under which sequence a message is stored.
+fn stored_as(sequence: u64, outcome: PublishOutcome) -> Result<(), JournalError> {
+    let published = outcome.result.map_err(JournalError::Refused)?;
+    if published.sequence() != Some(Sequence(sequence)) {
+        return Err(JournalError::Answer);
+    }
+    Ok(())
 }
 
 /// Asks the router and waits; a full queue is waited for.

@@ -1,13 +1,14 @@
 //! The thread of tasks: takes messages from the interest index, lets the engine decide, makes what it decided
 //! durable, and only then lets anything out. The only place of this crate with a thread and a clock.
 //!
-//! While one batch becomes durable the next gathers: the group commit of the router's log, once more.
+//! While one batch becomes durable the next is decided (`settling`).
 
 mod held;
 mod inbox;
 mod journal;
 pub mod nodes;
 mod outgoing;
+mod settling;
 mod stats;
 mod worker;
 

@@ -1,11 +1,13 @@
 //! Letting out what is durable: messages, questions to extensions, jobs to workers, usage into its stream.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
-use beamlog_router::api::request::Published;
+use beamlog_router::api::request::{PublishOutcome, Published};
 use beamlog_router::headers::Builder;
 use beamlog_router::interest::Envelope;
-use beamlog_router::{PublishTicket, StreamPublish};
+use beamlog_router::{StreamPublish, TicketFuture};
 use bytes::Bytes;
 use tracing::warn;
 
@@ -23,7 +25,7 @@ pub(super) struct Keeping {
     subject: Arc<str>,
     headers: Vec<u8>,
     payload: Vec<u8>,
-    ticket: PublishTicket,
+    ticket: TicketFuture<PublishOutcome>,
 }
 
 impl Worker {
@@ -125,17 +127,28 @@ impl Worker {
             self.router.store(publish).ok()
         });
         match stored {
-            Some(ticket) => self.keeping.push_back(Keeping { task, subject, headers, payload, ticket }),
+            Some(ticket) => {
+                let ticket = ticket.into_future();
+                self.keeping.push_back(Keeping { task, subject, headers, payload, ticket });
+            }
             // The stream went, or the router is full.
             None => self.engine.handle(now, Input::Kept { task, stored: false }),
         }
     }
 
-    /// As with usage: those that were put in before the last commit are stored by now.
+    /// Jobs that are in their streams by now.
     pub(super) fn collect_kept(&mut self) {
         let now = self.now();
-        while let Some(Keeping { task, subject, headers, payload, ticket }) = self.keeping.pop_front() {
-            let stored = match ticket.wait().result {
+        while let Some(first) = self.keeping.front_mut() {
+            let Poll::Ready(outcome) =
+                Pin::new(&mut first.ticket).poll(&mut Context::from_waker(&self.waker))
+            else {
+                break;
+            };
+            let Some(Keeping { task, subject, headers, payload, .. }) = self.keeping.pop_front() else {
+                break;
+            };
+            let stored = match outcome.result {
                 Ok(Published::Stored(_)) => {
                     // Those who look on hear it too, once it is there.
                     let subject = subject.as_bytes();
@@ -165,7 +178,7 @@ impl Worker {
         }
         let room = USAGE_MAX.saturating_sub(self.storing.len());
         let from = self.storing.back().map_or(self.stored_up_to, |(number, ..)| *number);
-        for (number, body) in self.engine.usage_after(from, room) {
+        for (number, body) in self.engine.usage_between(from, self.usage_below, room) {
             let headers = Builder::new()
                 .header("Nats-Msg-Id", format!("usage-{number}-{}", self.tag))
                 .header("x-beamlog-usage", number.to_string())
@@ -179,18 +192,22 @@ impl Worker {
                 payload: body.clone().into(),
             };
             match self.router.store(publish) {
-                Ok(ticket) => self.storing.push_back((number, body, ticket)),
+                Ok(ticket) => self.storing.push_back((number, body, ticket.into_future())),
                 // It stays in the state, and is tried again with the next batch.
                 Err(_) => break,
             }
         }
     }
 
-    /// Those that were put in before the last commit are stored by now: the log is one queue.
+    /// Usage that is in its stream by now.
     pub(super) fn collect_usage(&mut self) {
         let mut up_to = None;
-        while let Some((number, body, ticket)) = self.storing.pop_front() {
-            match ticket.wait().result {
+        while let Some((_, _, ticket)) = self.storing.front_mut() {
+            let Poll::Ready(outcome) = Pin::new(ticket).poll(&mut Context::from_waker(&self.waker)) else {
+                break;
+            };
+            let Some((number, body, _)) = self.storing.pop_front() else { break };
+            match outcome.result {
                 Ok(Published::Stored(_)) => {
                     self.route_uncaptured(subjects::USAGE.as_bytes(), &body);
                     up_to = Some(number);

@@ -2,36 +2,33 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use beamlog_router::api::error::ApiError;
-use beamlog_router::api::request::{MessageSelector, Request, Response};
+use beamlog_router::api::request::{MessageSelector, PublishOutcome, Request, Response};
 use beamlog_router::interest::{self, Interest, RouteCache};
 use beamlog_router::stream::StreamConfig;
-use beamlog_router::{Health, PublishTicket, Router};
+use beamlog_router::{Health, Router, TicketFuture};
 use tracing::{error, info, warn};
 
 use super::held::{self, Held};
-use super::inbox::{ANSWERS, Ending, Inbox, Incoming, NODES, REQUESTS};
+use super::inbox::{ANSWERS, Ending, Inbox, Incoming, NODES};
 use super::journal::{self, Journal, JournalError};
 use super::nodes::Leading;
 use super::outgoing::Keeping;
+use super::settling::{UNSETTLED_MAX, Unsettled};
 use super::stats::TasksStats;
-use super::{Clock, ServiceOptions, SpanSink, StartError, chain, instant};
+use super::{Clock, ServiceOptions, StartError, chain, instant};
 use crate::engine::degraded::Degraded;
 use crate::engine::pool::Member;
 use crate::engine::settings::subjects;
-use crate::engine::{Effect, Engine, Input, Message};
-use crate::state::event::Event;
+use crate::engine::{Engine, Input, Message};
 use crate::trace::Tracer;
 
 /// The stream that keeps usage where no other stream does.
 const USAGE_STREAM: &str = "BEAMLINE_USAGE";
 const STATS_EVERY: Duration = Duration::from_millis(200);
-/// To those who asked while the log took nothing.
-const NOT_STORED: &[u8] =
-    br#"{"ok":false,"error":{"code":"internal","message":"the decision could not be stored"},"context":{}}"#;
-
 /// What the thread owns.
 pub(crate) struct Worker {
     pub(super) router: Router,
@@ -45,8 +42,14 @@ pub(crate) struct Worker {
     pub(super) answers: String,
     pub(super) members: BTreeMap<u64, interest::Member>,
     /// Usage that is being stored, oldest first.
-    pub(super) storing: VecDeque<(u64, Vec<u8>, PublishTicket)>,
+    pub(super) storing: VecDeque<(u64, Vec<u8>, TicketFuture<PublishOutcome>)>,
     pub(super) stored_up_to: u64,
+    /// Usage from this number on is not durable yet.
+    pub(super) usage_below: u64,
+    /// What was decided and is becoming durable, oldest first.
+    pub(super) unsettled: VecDeque<Unsettled>,
+    /// Of this thread, for tickets.
+    pub(super) waker: Waker,
     /// Jobs on their way into streams, oldest first.
     pub(super) keeping: VecDeque<Keeping>,
     pub(super) clock: Clock,
@@ -125,14 +128,17 @@ impl Worker {
             answers: format!("_INBOX.beamlog-tasks.{}.", router.node_id()),
             router: router.clone(),
             interest,
-            inbox,
-            engine,
             journal,
             options,
             routes: RouteCache::new(),
             members: BTreeMap::new(),
             storing: VecDeque::new(),
             stored_up_to,
+            usage_below: engine.state().next_usage,
+            unsettled: VecDeque::new(),
+            waker: Waker::from(Arc::clone(&inbox)),
+            inbox,
+            engine,
             clock,
             stats,
             counted: began,
@@ -160,12 +166,25 @@ impl Worker {
                 self.unobserve();
                 return;
             }
-            let now = self.now();
+            // A job and an end want to know where they stand, and a log that has no room is asked step by step.
+            let is_plain = taken.jobs.is_empty()
+                && taken.ending.is_none()
+                && !self.engine.is_unstored()
+                && self.held.is_empty()
+                && self.failed.is_none();
+            self.settle(if is_plain { UNSETTLED_MAX - 1 } else { 0 });
+            self.collect_usage();
+            self.collect_kept();
             if self.stale {
                 self.begin_anew();
             }
+            if !self.stale {
+                for job in taken.jobs {
+                    job(self);
+                }
+            }
             if self.stale {
-                self.tell_unstored(&taken.messages);
+                self.tell_unstored(taken.messages.iter());
                 self.held.take_from(taken.messages, false);
                 self.count();
                 if taken.ending.is_some() {
@@ -174,35 +193,25 @@ impl Worker {
                 }
                 continue;
             }
+            let now = self.now();
             self.look_for_room(now);
             for subject in taken.changed {
                 self.tell_members(now, &String::from_utf8_lossy(&subject).into());
             }
-            let again = if self.engine.is_unstored() { Vec::new() } else { self.held.again() };
-            for message in again.iter().map(|(message, _)| message).chain(&taken.messages) {
-                if !self.engine.is_unstored() || !held::is_of_worker(message) {
-                    self.incoming(now, message);
-                }
+            let is_unstored = self.engine.is_unstored();
+            let again = if is_unstored { Vec::new() } else { self.held.again() };
+            let mut messages = taken.messages;
+            if is_unstored {
+                let (of_workers, others) = messages.into_iter().partition(held::is_of_worker);
+                self.held.take_from(of_workers, false);
+                messages = others;
             }
-            for job in taken.jobs {
-                job(self);
+            for message in again.iter().map(|(message, _)| message).chain(&messages) {
+                self.incoming(now, message);
             }
             self.lead(now);
             self.engine.handle(now, Input::Tick);
-            let was_unstored = self.engine.is_unstored();
-            let is_stored = self.commit();
-            let now = self.now();
-            for message in taken.messages.iter().filter(|message| message.subscription == REQUESTS) {
-                let micros = u64::try_from(message.at.elapsed().as_micros()).unwrap_or(u64::MAX);
-                self.engine.answered_after(now, micros);
-            }
-            if !is_stored {
-                self.tell_unstored(&taken.messages);
-                self.held.put_back(again, !self.engine.is_unstored());
-            }
-            if !is_stored || was_unstored {
-                self.held.take_from(taken.messages, !was_unstored && !self.engine.is_unstored());
-            }
+            self.conclude(messages, again, if is_plain { UNSETTLED_MAX } else { 0 });
             if self.counted.elapsed() >= STATS_EVERY || taken.ending.is_some() {
                 self.count();
             }
@@ -214,9 +223,6 @@ impl Worker {
     }
 
     pub(super) fn timeout(&mut self) -> Option<Duration> {
-        if !self.storing.is_empty() || !self.keeping.is_empty() {
-            return Some(Duration::ZERO);
-        }
         if self.failed.is_some() || self.engine.is_unstored() {
             return Some(Duration::from_millis(500));
         }
@@ -272,48 +278,6 @@ impl Worker {
         self.engine.handle(now, Input::Members { subject: Arc::clone(subject), members, captured });
     }
 
-    /// Makes what was decided durable, and then lets it out; until nothing follows from that any more. `false`: the log
-    /// did not take it, and it did not happen.
-    pub(super) fn commit(&mut self) -> bool {
-        // What was put in before has been synced with the last batch, or is being synced now.
-        self.collect_usage();
-        self.collect_kept();
-        loop {
-            let (events, effects) = self.engine.take();
-            if events.is_empty() && effects.is_empty() {
-                break;
-            }
-            if !events.is_empty()
-                && let Err(problem) = self.journal.append(&events)
-            {
-                self.give_up(&problem, &effects);
-                return false;
-            }
-            if !events.is_empty() && self.failed.take().is_some() {
-                info!("tasks are stored again");
-            }
-            self.trace(&events);
-            self.carry_out(effects);
-            self.store_usage();
-        }
-        if self.journal.wants_snapshot(self.options.snapshot_bytes) && !self.engine.is_unstored() {
-            self.snapshot();
-        }
-        true
-    }
-
-    /// What is durable now is told to who takes spans.
-    pub(super) fn trace(&mut self, events: &[Event]) {
-        let Some(SpanSink(take)) = &self.options.spans else { return };
-        let state = self.engine.state();
-        let begun = events.iter().filter(|event| event.begins_task()).count() as u64;
-        let mut spans = Vec::new();
-        self.tracer.see(events, state, state.next_task - begun, &mut spans);
-        if !spans.is_empty() {
-            take(spans);
-        }
-    }
-
     pub(super) fn snapshot(&mut self) {
         let began = instant();
         if let Err(problem) = self.journal.write_snapshot(self.engine.state()) {
@@ -322,37 +286,6 @@ impl Worker {
             let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
             info!(millis, "the state of tasks is written");
         }
-    }
-
-    /// The log took no events: those who wait are told, and the engine begins anew from what is durable.
-    pub(super) fn give_up(&mut self, problem: &JournalError, effects: &[Effect]) {
-        let text = chain(problem);
-        warn!(err = %text, "tasks are not stored: nothing is decided until they are");
-        self.failed = Some(text);
-        for effect in effects {
-            // Only to those who asked: everything else did not happen.
-            if let Effect::Publish { subject, .. } = effect
-                && subject.starts_with(b"_INBOX.")
-            {
-                self.route(subject, b"", b"", NOT_STORED);
-            }
-        }
-        self.routes.flush();
-        self.storing.clear();
-        self.keeping.clear();
-        self.stale = true;
-        self.begin_anew();
-    }
-
-    /// To those who asked otherwise than by an inbox; those were told by [`Self::give_up`].
-    fn tell_unstored(&mut self, messages: &[Incoming]) {
-        for message in messages {
-            let is_told = !self.stale && message.reply.starts_with(b"_INBOX.");
-            if message.subscription == REQUESTS && !message.reply.is_empty() && !is_told {
-                self.route(&message.reply, b"", b"", NOT_STORED);
-            }
-        }
-        self.routes.flush();
     }
 
     /// Why the log takes nothing for longer than one batch, if it does not.
@@ -384,6 +317,7 @@ impl Worker {
                 let before = std::mem::replace(&mut self.engine, next);
                 self.engine.remember(before);
                 self.stored_up_to = self.engine.state().usage_stored;
+                self.usage_below = self.engine.state().next_usage;
                 self.tracer = Tracer::new(self.engine.state());
                 self.stale = false;
                 self.engine.set_unstored(now, self.no_room());
@@ -422,8 +356,14 @@ impl Worker {
     /// The end: everything that was taken in is done.
     pub(super) fn finish(&mut self) {
         self.commit();
-        self.collect_usage();
-        self.collect_kept();
+        loop {
+            self.collect_usage();
+            self.collect_kept();
+            if self.storing.is_empty() && self.keeping.is_empty() {
+                break;
+            }
+            self.inbox.wait_woken();
+        }
         self.commit();
         if self.failed.is_none() {
             self.snapshot();

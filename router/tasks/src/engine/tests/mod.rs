@@ -159,7 +159,7 @@ impl Scene {
 
     fn usage(&self) -> Vec<Value> {
         self.engine
-            .usage_after(0, 1_000)
+            .usage_between(0, u64::MAX, 1_000)
             .iter()
             .map(|(_, body)| serde_json::from_slice(body).unwrap())
             .collect()
