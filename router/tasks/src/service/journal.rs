@@ -3,14 +3,14 @@
 //! * `$BEAMLINE.event`: one message a batch, of one event a line. Written with the sequence that must be the
 //!   last before it, so a second writer is found out at once.
 //! * `$BEAMLINE.snapshot`: the state in parts; `$BEAMLINE.snapshot.end` names the first part, how many there
-//!   are, and counts only when it is there. What is older is purged then.
+//!   are, and up to where it has the events; it counts only when that is there. What is older is purged then.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use beamlog_router::api::error::{ApiError, PublishRefusal};
-use beamlog_router::api::request::{BatchSelector, PublishOutcome, Purge, Request, Response};
+use beamlog_router::api::request::{PublishOutcome, Purge, Request, Response};
 use beamlog_router::headers::Builder;
 use beamlog_router::stream::StreamConfig;
 use beamlog_router::{
@@ -19,22 +19,20 @@ use beamlog_router::{
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::fold::Fold;
 use crate::state::event::{self, Event, UnreadableEvents};
 use crate::state::{Bounds, State};
 
 pub(super) const STREAM: &str = "BEAMLINE";
 const FILTER: &str = "$BEAMLINE.>";
-const EVENT: &str = "$BEAMLINE.event";
-const PART: &str = "$BEAMLINE.snapshot";
-const END: &str = "$BEAMLINE.snapshot.end";
+pub(super) const EVENT: &str = "$BEAMLINE.event";
+pub(super) const PART: &str = "$BEAMLINE.snapshot";
+pub(super) const END: &str = "$BEAMLINE.snapshot.end";
 /// Every message carries it: a second writer is found out at once.
 const EXPECTED: &str = "Nats-Expected-Last-Sequence";
 /// Bytes of events in one message; well below what a message may be.
 const BATCH_BYTES_MAX: usize = 512 << 10;
-const PART_BYTES: usize = 256 << 10;
-/// Messages and bytes of one read at the start.
-const READ_MESSAGES: u32 = 1_000;
-const READ_BYTES: u64 = 8 << 20;
+pub(super) const PART_BYTES: usize = 256 << 10;
 
 /// Why the log of tasks cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -55,14 +53,24 @@ pub enum JournalError {
     Refused(#[source] PublishRefusal),
     #[error("the router takes no more work")]
     Closed,
+    #[error("nobody wants it any more")]
+    Abandoned,
 }
 
+/// A snapshot is whole when this is there.
 #[derive(Debug, Deserialize, Serialize)]
-struct SnapshotEnd {
-    first: u64,
-    parts: u64,
+pub(super) struct SnapshotEnd {
+    /// The sequence of its first part; events may lie between its parts.
+    pub(super) first: u64,
+    pub(super) parts: u64,
     /// Events up to this sequence are in it.
-    through: u64,
+    pub(super) through: u64,
+}
+
+impl SnapshotEnd {
+    pub(super) fn encode(&self) -> Result<Vec<u8>, JournalError> {
+        serde_json::to_vec(self).map_err(JournalError::Encode)
+    }
 }
 
 #[derive(Debug)]
@@ -106,65 +114,9 @@ impl Journal {
             return Err(JournalError::Answer);
         };
         self.last = info.state.last_sequence.0;
-        self.since_snapshot = 0;
-        let (mut state, mut from) = match self.snapshot(bounds)? {
-            Some((state, through)) => (state, through + 1),
-            None => (State::new(bounds), 1),
-        };
-        loop {
-            let messages = self.batch(EVENT, from)?;
-            let Some(newest) = messages.last() else { break };
-            from = newest.sequence.0 + 1;
-            for message in messages.iter().filter(|message| is_ours(message)) {
-                self.since_snapshot += message.payload.len() as u64;
-                let events = event::decode(&message.payload)
-                    .map_err(|source| JournalError::Event { sequence: message.sequence.0, source })?;
-                events.iter().for_each(|event| state.apply(event));
-            }
-        }
-        Ok(state)
-    }
-
-    fn batch(&self, filter: &str, from: u64) -> Result<Vec<Message>, JournalError> {
-        let selector =
-            BatchSelector::Next { filter: filter.into(), from: Sequence(from.max(1)), from_time: None };
-        let request = Request::DirectGetBatch {
-            stream: STREAM.into(),
-            selector,
-            batch: READ_MESSAGES,
-            max_bytes: Some(READ_BYTES),
-        };
-        match ask(&self.router, request) {
-            Ok(Response::Batch { messages, .. }) => Ok(messages),
-            Ok(_) => Err(JournalError::Answer),
-            Err(JournalError::Stream(ApiError::NoMessage)) => Ok(Vec::new()),
-            Err(error) => Err(error),
-        }
-    }
-
-    fn snapshot(&mut self, bounds: Bounds) -> Result<Option<(State, u64)>, JournalError> {
-        // Older ones are purged, so there are few.
-        let Some(message) = self.batch(END, 1)?.into_iter().rfind(is_ours) else { return Ok(None) };
-        let sequence = message.sequence.0;
-        let unreadable = |source| JournalError::Snapshot { sequence, source };
-        let end: SnapshotEnd = serde_json::from_slice(&message.payload).map_err(unreadable)?;
-        let (mut raw, mut from, mut parts) = (Vec::new(), end.first, 0);
-        while parts < end.parts {
-            let messages = self.batch(PART, from)?;
-            let Some(newest) = messages.last() else { return Err(JournalError::SnapshotPart { sequence }) };
-            from = newest.sequence.0 + 1;
-            for message in messages
-                .iter()
-                .filter(|message| is_ours(message))
-                .take(usize::try_from(end.parts - parts).unwrap_or(usize::MAX))
-            {
-                raw.extend_from_slice(&message.payload);
-                parts += 1;
-            }
-        }
-        self.snapshot_bytes = raw.len() as u64;
-        let state = State::from_bytes(&raw, bounds).map_err(unreadable)?;
-        Ok(Some((state, end.through)))
+        let folded = Fold::new(&self.router, bounds).run()?;
+        (self.since_snapshot, self.snapshot_bytes) = (folded.event_bytes, folded.snapshot_bytes);
+        Ok(folded.state)
     }
 
     /// Hands events to the log, behind what it was handed before. When [`Writing`] fails, nothing that was handed
@@ -212,7 +164,7 @@ impl Journal {
     }
 
     /// To the log's queue. It is stored under this sequence or not at all.
-    fn hand_over(
+    pub(super) fn hand_over(
         &mut self,
         subject: &'static str,
         payload: Vec<u8>,
@@ -249,23 +201,39 @@ impl Journal {
         self.since_snapshot > bytes_min.max(self.snapshot_bytes.saturating_mul(4))
     }
 
-    /// Writes the state, and forgets the events that made it.
+    /// The sequence of the last message that was handed over.
+    pub(super) fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// Bytes of events since the last snapshot.
+    pub(super) fn since_snapshot(&self) -> u64 {
+        self.since_snapshot
+    }
+
+    /// A snapshot of this size is there; these bytes of events are behind it.
+    pub(super) fn has_snapshot(&mut self, bytes: u64, since: u64) {
+        (self.snapshot_bytes, self.since_snapshot) = (bytes, since);
+    }
+
+    /// Writes the state as it is, and forgets the events that made it. Nothing else is written meanwhile.
     pub(super) fn write_snapshot(&mut self, state: &State) -> Result<(), JournalError> {
         let raw = state.to_bytes().map_err(JournalError::Encode)?;
-        let (first, through) = (self.last + 1, self.last);
-        let mut parts = 0;
+        let mut end = SnapshotEnd { first: self.last + 1, parts: 0, through: self.last };
         for part in raw.chunks(PART_BYTES) {
             self.write(PART, part.to_vec())?;
-            parts += 1;
+            end.parts += 1;
         }
-        let end = SnapshotEnd { first, parts, through };
-        self.write(END, serde_json::to_vec(&end).map_err(JournalError::Encode)?)?;
-        self.since_snapshot = 0;
-        self.snapshot_bytes = raw.len() as u64;
-        let purge = Purge { before: Some(Sequence(first)), ..Purge::default() };
-        ask(&self.router, Request::PurgeStream { stream: STREAM.into(), purge })?;
-        Ok(())
+        self.write(END, end.encode()?)?;
+        self.has_snapshot(raw.len() as u64, 0);
+        forget(&self.router, end.through)
     }
+}
+
+/// Forgets what a snapshot has taken the place of.
+pub(super) fn forget(router: &Router, through: u64) -> Result<(), JournalError> {
+    let purge = Purge { before: Some(Sequence(through + 1)), ..Purge::default() };
+    ask(router, Request::PurgeStream { stream: STREAM.into(), purge }).map(drop)
 }
 
 /// Events on their way into the log.
@@ -294,7 +262,7 @@ impl Writing {
 }
 
 /// The log has only one writer, so it is known beforehand under which sequence a message is stored.
-fn stored_as(sequence: u64, outcome: PublishOutcome) -> Result<(), JournalError> {
+pub(super) fn stored_as(sequence: u64, outcome: PublishOutcome) -> Result<(), JournalError> {
     let published = outcome.result.map_err(JournalError::Refused)?;
     if published.sequence() != Some(Sequence(sequence)) {
         return Err(JournalError::Answer);
@@ -325,7 +293,7 @@ pub(super) fn is_over(router: &Router) -> bool {
 }
 
 /// Whether a message was written by tasks: what somebody publishes there by mistake is no event.
-fn is_ours(message: &Message) -> bool {
+pub(super) fn is_ours(message: &Message) -> bool {
     headers::find(&message.headers, EXPECTED.as_bytes()).is_some()
 }
 

@@ -3,12 +3,14 @@
 //!
 //! While one batch becomes durable the next is decided (`settling`).
 
+mod fold;
 mod held;
 mod inbox;
 mod journal;
 pub mod nodes;
 mod outgoing;
 mod settling;
+mod snapshot;
 mod stats;
 mod worker;
 

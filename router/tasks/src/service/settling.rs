@@ -66,13 +66,7 @@ impl Worker {
                 break;
             }
         }
-        if self.journal.wants_snapshot(self.options.snapshot_bytes) && !self.engine.is_unstored() {
-            self.settle(0);
-            // What followed from these belongs into it too.
-            if !self.engine.has_more() && !self.stale {
-                self.snapshot();
-            }
-        }
+        self.snapshot_when_due();
     }
 
     /// Lets out what is durable, in order, until at most `most` batches are not: waits for the others.

@@ -18,6 +18,7 @@ use super::journal::{self, Journal, JournalError};
 use super::nodes::Leading;
 use super::outgoing::Keeping;
 use super::settling::{UNSETTLED_MAX, Unsettled};
+use super::snapshot::Snapshots;
 use super::stats::TasksStats;
 use super::{Clock, ServiceOptions, StartError, chain, instant};
 use crate::engine::degraded::Degraded;
@@ -48,6 +49,7 @@ pub(crate) struct Worker {
     pub(super) usage_below: u64,
     /// What was decided and is becoming durable, oldest first.
     pub(super) unsettled: VecDeque<Unsettled>,
+    pub(super) snapshots: Snapshots,
     /// Of this thread, for tickets.
     pub(super) waker: Waker,
     /// Jobs on their way into streams, oldest first.
@@ -136,6 +138,7 @@ impl Worker {
             stored_up_to,
             usage_below: engine.state().next_usage,
             unsettled: VecDeque::new(),
+            snapshots: Snapshots::default(),
             waker: Waker::from(Arc::clone(&inbox)),
             inbox,
             engine,
@@ -163,12 +166,12 @@ impl Worker {
             let timeout = self.timeout();
             let taken = self.inbox.take(timeout);
             if taken.ending == Some(Ending::Abandon) {
+                self.snapshots.abandon();
                 self.unobserve();
                 return;
             }
-            // A job and an end want to know where they stand, and a log that has no room is asked step by step.
-            let is_plain = taken.jobs.is_empty()
-                && taken.ending.is_none()
+            // An end wants to know where it stands, and a log that has no room is asked step by step.
+            let is_plain = taken.ending.is_none()
                 && !self.engine.is_unstored()
                 && self.held.is_empty()
                 && self.failed.is_none();
@@ -181,6 +184,9 @@ impl Worker {
             if !self.stale {
                 for job in taken.jobs {
                     job(self);
+                    if self.stale {
+                        break;
+                    }
                 }
             }
             if self.stale {
@@ -355,6 +361,7 @@ impl Worker {
 
     /// The end: everything that was taken in is done.
     pub(super) fn finish(&mut self) {
+        self.snapshots.abandon();
         self.commit();
         loop {
             self.collect_usage();

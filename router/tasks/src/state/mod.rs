@@ -275,6 +275,14 @@ impl State {
         serde_json::to_vec(self)
     }
 
+    /// The same text, bit by bit.
+    ///
+    /// # Errors
+    /// The writer's, or as [`State::to_bytes`].
+    pub fn write_to(&self, writer: impl std::io::Write) -> Result<(), serde_json::Error> {
+        serde_json::to_writer(writer, self)
+    }
+
     /// # Errors
     /// It was not written by [`State::to_bytes`], or by a newer version.
     pub fn from_bytes(raw: &[u8], bounds: Bounds) -> Result<Self, serde_json::Error> {

@@ -45,6 +45,12 @@ impl Subscriber for Client {
 }
 
 impl Client {
+    fn subscribed(router: &Router, filter: &str) -> Arc<Self> {
+        let client = Arc::new(Self { origin: 7, mail: Mutex::default(), came: Condvar::new() });
+        router.interest().subscribe(filter.as_bytes(), None, Arc::clone(&client) as _, 1).unwrap();
+        client
+    }
+
     fn next(&self, subject: &str) -> Value {
         let mail = self.mail.lock().unwrap();
         let is_missing = |mail: &mut Vec<(String, Value)>| !mail.iter().any(|(to, _)| to == subject);
@@ -69,10 +75,9 @@ impl Node {
     fn start_on(disk: Arc<dyn Disk>, folder: &Path, router: &RouterOptions, options: ServiceOptions) -> Self {
         let router = Router::open(folder, disk, router, Arc::new(PlainWire)).unwrap();
         let service = Service::start(&router, options).unwrap();
-        let client = Arc::new(Client { origin: 7, mail: Mutex::default(), came: Condvar::new() });
-        for filter in ["_INBOX.me", "beamline.usage.v1.metered"] {
-            router.interest().subscribe(filter.as_bytes(), None, Arc::clone(&client) as _, 1).unwrap();
-        }
+        let client = Client::subscribed(&router, "_INBOX.me");
+        let usage = b"beamline.usage.v1.metered";
+        router.interest().subscribe(usage, None, Arc::clone(&client) as _, 1).unwrap();
         Self { router, service, client }
     }
 
@@ -181,18 +186,71 @@ fn a_snapshot_takes_the_place_of_the_events_before_it() {
     let folder = tempfile::tempdir().unwrap();
     let options = ServiceOptions { snapshot_bytes: 4_096, ..ServiceOptions::default() };
     let node = Node::start(folder.path(), options.clone());
-    for n in 0..300 {
-        assert_eq!(node.ask(DECIDE, &job(&format!("r-{n}")))["ok"], true);
+    let mut asked = 0;
+    // It is written beside the work, so it comes in its time.
+    while asked < 300 || node.log_messages() >= asked {
+        assert_eq!(node.ask(DECIDE, &job(&format!("r-{asked}")))["ok"], true);
+        asked += 1;
+        assert!(asked < 100_000, "old events are purged");
     }
-    let written = node.log_messages();
-    assert!(written < 300, "{written} messages: old events are purged");
     let before = node.admin("get_checkpoint_status", &json!({}))["totals"].clone();
     // Not stopped politely: the events behind the last snapshot are all there is.
     drop(node.service);
     node.router.close().unwrap();
     let node = Node::start(folder.path(), options);
     assert_eq!(node.admin("get_checkpoint_status", &json!({}))["totals"], before);
-    assert_eq!(node.admin("list_tasks", &json!({}))["total"], 300);
+    assert_eq!(node.admin("list_tasks", &json!({}))["total"], asked);
+    node.stop();
+}
+
+/// Several at once, so that batches are decided while others become durable and while the state is written; and the end
+/// comes at any moment of that.
+#[test]
+fn what_was_answered_is_there_however_it_ended() {
+    const ASKERS: u64 = 4;
+    let folder = tempfile::tempdir().unwrap();
+    let options = ServiceOptions { snapshot_bytes: 64 << 10, ..ServiceOptions::default() };
+    let request = |asker: u64, number: u64| {
+        // The payload makes it a state of many parts.
+        let mut job = job(&format!("r-{asker}-{number}"));
+        job["task"]["payload"]["text"] = "x".repeat(2_000).into();
+        job
+    };
+    let mut answered = vec![Vec::<Value>::new(); usize::try_from(ASKERS).unwrap()];
+    for life in 0..4 {
+        let node = Node::start(folder.path(), options.clone());
+        let told = node.admin("get_checkpoint_status", &json!({}))["totals"]["decisions"].as_u64().unwrap();
+        let known = answered.iter().map(Vec::len).sum::<usize>() as u64;
+        assert!((known..=known + ASKERS).contains(&told), "life {life}: {known} answered, {told} decided");
+        std::thread::scope(|scope| {
+            for (asker, answered) in (0..).zip(&mut answered) {
+                let node = &node;
+                scope.spawn(move || {
+                    let client = Client::subscribed(&node.router, &format!("_INBOX.{asker}"));
+                    let first = answered.len() as u64;
+                    for number in first..first + 250 {
+                        node.send(DECIDE, &format!("_INBOX.{asker}"), &request(asker, number));
+                        let answer = client.next(&format!("_INBOX.{asker}"));
+                        assert_eq!(answer["ok"], true, "{answer}");
+                        answered.push(answer["decision"].clone());
+                    }
+                    // The last is not waited for: the end finds it on its way.
+                    node.send(DECIDE, "", &request(asker, first + 250));
+                });
+            }
+        });
+        node.service.stand_down();
+        drop(node.service);
+        node.router.close().unwrap();
+    }
+    let node = Node::start(folder.path(), options);
+    for (asker, answered) in (0..).zip(&answered) {
+        for (number, decision) in (0..).zip(answered).step_by(7) {
+            assert_eq!(node.ask(DECIDE, &request(asker, number))["decision"], *decision, "{asker} {number}");
+        }
+    }
+    let asked = ASKERS * 1_000;
+    assert!(node.log_messages() < asked, "snapshots were written");
     node.stop();
 }
 
