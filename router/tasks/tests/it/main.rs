@@ -269,6 +269,50 @@ fn what_somebody_else_writes_into_the_log_is_found_out_and_is_no_event() {
     node.stop();
 }
 
+/// The one whose batch is not stored is told, and so is everyone whose batch is behind it; asked again, all is well.
+#[test]
+fn a_batch_that_is_not_stored_takes_those_behind_it_along() {
+    const ASKERS: u64 = 4;
+    const EACH: u64 = 150;
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::start(folder.path(), ServiceOptions::default());
+    let refused: u64 = std::thread::scope(|scope| {
+        let ask = |asker: u64| {
+            let inbox = format!("_INBOX.{asker}");
+            let client = Client::subscribed(&node.router, &inbox);
+            let mut refused = 0;
+            for number in 0..EACH {
+                if number % 10 == asker {
+                    // Moves the log on behind the node's back.
+                    node.router.publish("$BEAMLINE.event", "", "no event").unwrap().wait().result.unwrap();
+                }
+                loop {
+                    node.send(DECIDE, &inbox, &job(&format!("r-{asker}-{number}")));
+                    let answer = client.next(&inbox);
+                    if answer["ok"] == true {
+                        break;
+                    }
+                    assert_eq!(answer["error"]["code"], "internal", "{answer}");
+                    refused += 1;
+                    assert!(refused < 10_000, "it ends");
+                }
+            }
+            refused
+        };
+        let askers: Vec<_> = (0..ASKERS).map(|asker| scope.spawn(move || ask(asker))).collect();
+        askers.into_iter().map(|asker| asker.join().unwrap()).sum()
+    });
+    assert!(refused > 0, "the log was not taken away once");
+    let totals = |node: &Node| node.admin("get_checkpoint_status", &json!({}))["totals"]["tasks"].clone();
+    assert_eq!(totals(&node), ASKERS * EACH);
+    node.service.stand_down();
+    drop(node.service);
+    node.router.close().unwrap();
+    let node = Node::start(folder.path(), ServiceOptions::default());
+    assert_eq!(totals(&node), ASKERS * EACH, "what was not answered was not stored either");
+    node.stop();
+}
+
 #[test]
 fn policies_are_put_by_the_program_too() {
     let folder = tempfile::tempdir().unwrap();
