@@ -1,5 +1,6 @@
 """A real cluster under load while its nodes are killed: every acked message is there afterwards, once, and the
-sequences have no gap. Run by the lane `cluster-kill` with a Python that has nats-py; prints one JSON line.
+sequences have no gap; in a stream that every node holds, and in one for each node that this node holds alone, which
+serves again when its node is back. Run by the lane `cluster-kill` with a Python that has nats-py; prints one JSON line.
 
     cluster_run.py --beamlog PROGRAM --data DIR --nodes 3 --cycles 20 --seed 1
 """
@@ -17,9 +18,11 @@ import time
 import urllib.request
 
 import nats
-from nats.js.api import StreamConfig
+from nats.js.api import Placement, StreamConfig
 
 STREAM = "LOAD"
+# Streams with one replica: HELD-n1, …
+HELD = "HELD-"
 # A publish that gets no answer in this time is tried again with the same id.
 PATIENCE = 2.0
 
@@ -119,26 +122,28 @@ async def connect(dev, urls=None):
 class Load:
     def __init__(self, dev):
         self.dev = dev
+        # By stream: id → sequence; ids without an answer.
         self.acked = {}
-        self.unknown = set()
+        self.unknown = {}
         self.go_on = True
         self.last_ack = time.monotonic()
         self.problems = []
         self.retries = 0
         self.probed = 0.0
 
-    async def publisher(self, number):
+    async def publisher(self, stream, subject, number):
         client = await connect(self.dev)
         context = client.jetstream(timeout=PATIENCE)
+        acked, unknown = self.acked.setdefault(stream, {}), self.unknown.setdefault(stream, set())
         count = 0
         while self.go_on:
             count += 1
             identity = f"{number}-{count}"
-            self.unknown.add(identity)
+            unknown.add(identity)
             while True:
                 try:
                     ack = await context.publish(
-                        f"load.{number}", identity.encode(), headers={"Nats-Msg-Id": identity}, timeout=PATIENCE
+                        f"{subject}.{number}", identity.encode(), headers={"Nats-Msg-Id": identity}, timeout=PATIENCE
                     )
                 except Exception:  # a time-out or a refusal: nobody knows; the id makes another try safe
                     if not self.go_on and time.monotonic() - self.last_ack > 30:
@@ -147,12 +152,15 @@ class Load:
                     await asyncio.sleep(0.02)
                     continue
                 self.last_ack = time.monotonic()
-                self.unknown.discard(identity)
-                before = self.acked.setdefault(identity, ack.seq)
+                unknown.discard(identity)
+                before = acked.setdefault(identity, ack.seq)
                 if before != ack.seq:
-                    self.problems.append(f"{identity} acked as {before} and {ack.seq}")
+                    self.problems.append(f"{identity} of {stream} acked as {before} and {ack.seq}")
                 break
         await client.close()
+
+    def acks(self):
+        return sum(map(len, self.acked.values()))
 
 
 async def prober(load, node):
@@ -196,42 +204,63 @@ async def kills(dev, load, cycles, chance):
             takeovers.append(time.monotonic() - killed)
         await dev.until(lambda: dev.nodes[name]["pid"] != pid, 60)
         if cycle % 10 == 9:
-            print(f"  {cycle + 1} kills, {len(load.acked)} acked", file=sys.stderr, flush=True)
+            print(f"  {cycle + 1} kills, {load.acks()} acked", file=sys.stderr, flush=True)
     return takeovers
 
 
 async def audit(dev, load):
-    """What the stream holds, read by every node's clients in turn."""
-    problems = list(load.problems)
-    held = None
+    """What the streams hold, read by every node's clients in turn."""
+    result = {"held": 0, "lost": 0, "examples": [], "problems": list(load.problems)}
+    for stream, acked in load.acked.items():
+        subject = "load" if stream == STREAM else stream.lower()
+        held, problems = await read(dev, stream, subject)
+        result["problems"] += problems + judge(stream, held, acked, load.unknown[stream])
+        lost = [f"{stream} {identity}" for identity, sequence in acked.items() if held.get(sequence) != identity]
+        result["held"] += len(held)
+        result["lost"] += len(lost)
+        result["examples"] += lost[:5]
+        if stream != STREAM and not acked:
+            result["problems"].append(f"{stream} never acked anything")
+    result["problems"] = result["problems"][:10]
+    return result
+
+
+async def read(dev, stream, subject):
+    """Sequence → id, as all nodes show it; and where they do not agree. Before, it takes one message more."""
+    held, problems = None, []
     for node in dev.nodes.values():
         client = await nats.connect(f"nats://{node['nats']}")
         context = client.jetstream(timeout=10)
-        info = await context.stream_info(STREAM)
-        subscription = await context.subscribe("load.>", ordered_consumer=True)
-        read = {}
-        while len(read) < info.state.messages:
+        if held is None:
+            await context.publish(f"{subject}.probe", b"probe")
+        info = await context.stream_info(stream)
+        subscription = await context.subscribe(f"{subject}.>", ordered_consumer=True)
+        shown = {}
+        while len(shown) < info.state.messages:
             message = await subscription.next_msg(timeout=20)
-            read[message.metadata.sequence.stream] = message.data.decode()
+            shown[message.metadata.sequence.stream] = message.data.decode()
         await client.close()
         if held is None:
-            held = read
-        elif held != read:
-            problems.append(f"{node['name']} shows other messages")
-    by_id = {}
+            held = shown
+        elif held != shown:
+            problems.append(f"{node['name']} shows other messages of {stream}")
+    return held, problems
+
+
+def judge(stream, held, acked, unknown):
+    problems, by_id = [], {}
     for sequence, identity in held.items():
         if identity == "probe":
             continue
         if identity in by_id:
-            problems.append(f"{identity} is stored as {by_id[identity]} and {sequence}")
+            problems.append(f"{identity} of {stream} is stored as {by_id[identity]} and {sequence}")
         by_id[identity] = sequence
-        if identity not in load.acked and identity not in load.unknown:
-            problems.append(f"{identity} was never published")
-    lost = [identity for identity, sequence in load.acked.items() if held.get(sequence) != identity]
+        if identity not in acked and identity not in unknown:
+            problems.append(f"{identity} of {stream} was never published")
     gaps = sorted(set(range(1, max(held, default=0) + 1)) - set(held))
     if gaps:
-        problems.append(f"gaps at {gaps[:5]}")
-    return {"held": len(held), "lost": len(lost), "examples": lost[:5], "problems": problems[:10]}
+        problems.append(f"gaps in {stream} at {gaps[:5]}")
+    return problems
 
 
 def percentile(ordered, part):
@@ -255,9 +284,18 @@ async def main():
         replicas = min(arguments.nodes, 5)
         config = StreamConfig(name=STREAM, subjects=["load.>"], num_replicas=replicas, duplicate_window=3600)
         await client.jetstream(timeout=10).add_stream(config)
+        for name in dev.nodes:
+            stream = HELD + name
+            config = StreamConfig(
+                name=stream, subjects=[f"{stream.lower()}.>"], num_replicas=1, duplicate_window=3600,
+                placement=Placement(tags=[name]),
+            )
+            await client.jetstream(timeout=10).add_stream(config)
         await client.close()
         load = Load(dev)
-        publishers = [asyncio.create_task(load.publisher(number)) for number in range(arguments.publishers)]
+        wanted = [(STREAM, "load", number) for number in range(arguments.publishers)]
+        wanted += [(HELD + name, f"{HELD}{name}".lower(), number) for name in dev.nodes for number in range(2)]
+        publishers = [asyncio.create_task(load.publisher(*one)) for one in wanted]
         probers = [asyncio.create_task(prober(load, node)) for node in dev.nodes.values()]
         takeovers = await kills(dev, load, arguments.cycles, chance)
         load.go_on = False
@@ -268,7 +306,8 @@ async def main():
         code = await dev.stop()
     takeovers.sort()
     result.update(
-        acked=len(load.acked), retries=load.retries, kills=arguments.cycles, leaders_killed=len(takeovers),
+        acked=load.acks(), acked_alone=load.acks() - len(load.acked[STREAM]), retries=load.retries,
+        kills=arguments.cycles, leaders_killed=len(takeovers),
         takeover_p50=percentile(takeovers, 0.5), takeover_p99=percentile(takeovers, 0.99),
         takeover_max=percentile(takeovers, 1), stopped=code,
     )

@@ -11,11 +11,11 @@ use axum::response::IntoResponse;
 use beamlog_nats::ServerStats;
 use beamlog_nats::jetstream::ApiStats;
 use beamlog_nats::link::status::{LinkState, LinkStatus, RuleFigures};
-use beamlog_router::{Health, RouterStats};
+use beamlog_router::{Health, Router, RouterStats};
 use beamlog_tasks::service::TasksStats;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -26,20 +26,22 @@ use crate::admin::certificates;
 use crate::admin::monitor::Monitor;
 use crate::admin::process;
 
+/// The label of what a member of a cluster holds alone.
+const HELD_SHARD: &str = "local";
+
 /// Everything a scrape looks at.
 #[derive(Debug)]
 struct Figures {
-    router: RouterStats,
+    shard: ShardFigures,
+    /// Of the shard that this member of a cluster holds alone, if it has one.
+    held: Option<ShardFigures>,
     server: ServerStats,
     api: ApiStats,
-    health: Health,
     tasks: TasksStats,
     tasks_here: bool,
     tasks_degraded: usize,
     spans: (u64, u64),
     draining: bool,
-    missing_segments: usize,
-    damaged: usize,
     resident_bytes: u64,
     processor_seconds: f64,
     open_files: u64,
@@ -50,10 +52,55 @@ struct Figures {
     edges_refused: u64,
 }
 
+/// What a scrape looks at in one shard.
+#[derive(Debug)]
+struct ShardFigures {
+    router: RouterStats,
+    health: Health,
+    missing_segments: usize,
+    damaged: usize,
+}
+
+impl ShardFigures {
+    fn of(router: &Router) -> Self {
+        let recovery = router.recovery();
+        Self {
+            router: router.stats(),
+            health: router.health(),
+            missing_segments: recovery.missing.len(),
+            damaged: recovery.damaged.len(),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Counter,
     Gauge,
+}
+
+impl Kind {
+    const fn of_metric(self) -> MetricType {
+        match self {
+            Self::Counter => MetricType::Counter,
+            Self::Gauge => MetricType::Gauge,
+        }
+    }
+
+    fn encode(self, value: f64, out: MetricEncoder<'_>) -> fmt::Result {
+        match self {
+            Self::Counter => ConstCounter::new(value).encode(out),
+            Self::Gauge => ConstGauge::new(value).encode(out),
+        }
+    }
+
+    /// How its name ends in a scrape, and what it is called.
+    const fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Counter => ("_total", "counter"),
+            Self::Gauge => ("", "gauge"),
+        }
+    }
 }
 
 /// One metric. A counter's name in a scrape ends in `_total`.
@@ -61,15 +108,29 @@ struct Metric {
     name: &'static str,
     kind: Kind,
     text: &'static str,
-    read: fn(&Figures) -> f64,
+    read: Read,
+}
+
+/// What it is a figure of.
+enum Read {
+    Node(fn(&Figures) -> f64),
+    Shard(fn(&ShardFigures) -> f64),
 }
 
 const fn counter(name: &'static str, text: &'static str, read: fn(&Figures) -> f64) -> Metric {
-    Metric { name, kind: Kind::Counter, text, read }
+    Metric { name, kind: Kind::Counter, text, read: Read::Node(read) }
 }
 
 const fn gauge(name: &'static str, text: &'static str, read: fn(&Figures) -> f64) -> Metric {
-    Metric { name, kind: Kind::Gauge, text, read }
+    Metric { name, kind: Kind::Gauge, text, read: Read::Node(read) }
+}
+
+const fn shard_counter(name: &'static str, text: &'static str, read: fn(&ShardFigures) -> f64) -> Metric {
+    Metric { name, kind: Kind::Counter, text, read: Read::Shard(read) }
+}
+
+const fn shard_gauge(name: &'static str, text: &'static str, read: fn(&ShardFigures) -> f64) -> Metric {
+    Metric { name, kind: Kind::Gauge, text, read: Read::Shard(read) }
 }
 
 /// Figures are exact below 2^53; beyond, a float keeps the leading digits.
@@ -83,65 +144,85 @@ const fn truth(value: bool) -> f64 {
 }
 
 static METRICS: &[Metric] = &[
-    counter("beamlog_log_syncs", "Group commits: one frame written and synced each", |f| {
+    shard_counter("beamlog_log_syncs", "Group commits: one frame written and synced each", |f| {
         float(f.router.commits)
     }),
-    counter("beamlog_log_sync_seconds", "Time spent in syncs", |f| float(f.router.sync_nanos) / 1e9),
-    gauge("beamlog_log_last_index", "Index of the last entry appended", |f| float(f.router.last_index.0)),
-    gauge("beamlog_log_durable_index", "Index of the last entry synced", |f| float(f.router.durable_index.0)),
-    gauge("beamlog_log_checkpoint_index", "Index of the last checkpoint of derived state", |f| {
+    shard_counter("beamlog_log_sync_seconds", "Time spent in syncs", |f| float(f.router.sync_nanos) / 1e9),
+    shard_gauge("beamlog_log_last_index", "Index of the last entry appended", |f| {
+        float(f.router.last_index.0)
+    }),
+    shard_gauge("beamlog_log_durable_index", "Index of the last entry synced", |f| {
+        float(f.router.durable_index.0)
+    }),
+    shard_gauge("beamlog_log_checkpoint_index", "Index of the last checkpoint of derived state", |f| {
         float(f.router.checkpoint_index.0)
     }),
-    gauge("beamlog_log_segments", "Files of the log", |f| float(f.router.segments)),
-    gauge("beamlog_log_bytes", "Size of the log on disk", |f| float(f.router.log_bytes)),
-    counter("beamlog_log_corrupt_reads", "Reads that met bytes which cannot be trusted", |f| {
+    shard_gauge("beamlog_log_segments", "Files of the log", |f| float(f.router.segments)),
+    shard_gauge("beamlog_log_bytes", "Size of the log on disk", |f| float(f.router.log_bytes)),
+    shard_counter("beamlog_log_corrupt_reads", "Reads that met bytes which cannot be trusted", |f| {
         float(f.router.unreadable)
     }),
-    counter("beamlog_log_scrubbed_bytes", "Bytes of the log that were read again in search of damage", |f| {
-        float(f.router.scrubbed_bytes)
-    }),
-    counter("beamlog_log_scrub_passes", "How often all sealed segments were read in search of damage", |f| {
-        float(f.router.scrub_passes)
-    }),
-    counter("beamlog_log_scrub_damage", "Segments in which that search found damage", |f| {
+    shard_counter(
+        "beamlog_log_scrubbed_bytes",
+        "Bytes of the log that were read again in search of damage",
+        |f| float(f.router.scrubbed_bytes),
+    ),
+    shard_counter(
+        "beamlog_log_scrub_passes",
+        "How often all sealed segments were read in search of damage",
+        |f| float(f.router.scrub_passes),
+    ),
+    shard_counter("beamlog_log_scrub_damage", "Segments in which that search found damage", |f| {
         float(f.router.scrub_damage)
     }),
-    gauge("beamlog_log_damaged_places", "Damage that recovery found and fenced", |f| float(f.damaged as u64)),
-    gauge("beamlog_log_missing_segments", "Segments that should be there and are not", |f| {
+    shard_gauge("beamlog_log_damaged_places", "Damage that recovery found and fenced", |f| {
+        float(f.damaged as u64)
+    }),
+    shard_gauge("beamlog_log_missing_segments", "Segments that should be there and are not", |f| {
         float(f.missing_segments as u64)
     }),
-    gauge("beamlog_log_failed", "1 once a write or sync has failed: nothing more is stored", |f| {
+    shard_gauge("beamlog_log_failed", "1 once a write or sync has failed: nothing more is stored", |f| {
         truth(matches!(f.health, Health::LogFailed { .. }))
     }),
-    gauge("beamlog_log_full", "1 while the disk is full and publishes are refused", |f| {
+    shard_gauge("beamlog_log_full", "1 while the disk is full and publishes are refused", |f| {
         truth(f.health == Health::InsufficientStorage)
     }),
-    counter("beamlog_router_stored_messages", "Publishes that were stored", |f| {
+    shard_counter("beamlog_router_stored_messages", "Publishes that were stored", |f| {
         float(f.router.stored_messages)
     }),
-    counter("beamlog_router_stored_bytes", "Bytes of publishes that were stored", |f| {
+    shard_counter("beamlog_router_stored_bytes", "Bytes of publishes that were stored", |f| {
         float(f.router.stored_bytes)
     }),
-    counter("beamlog_router_duplicates", "Publishes whose message id was in the window", |f| {
+    shard_counter("beamlog_router_duplicates", "Publishes whose message id was in the window", |f| {
         float(f.router.duplicates)
     }),
-    counter(
+    shard_counter(
         "beamlog_router_message_ids_reused",
         "Publishes refused: their id belonged to another message",
         |f| float(f.router.message_ids_reused),
     ),
-    counter("beamlog_router_refused_publishes", "Publishes to a stream that were refused otherwise", |f| {
-        float(f.router.refused_publishes)
+    shard_counter(
+        "beamlog_router_refused_publishes",
+        "Publishes to a stream that were refused otherwise",
+        |f| float(f.router.refused_publishes),
+    ),
+    shard_counter("beamlog_router_requests", "API requests that the engine answered", |f| {
+        float(f.router.requests)
     }),
-    counter("beamlog_router_requests", "API requests that the engine answered", |f| float(f.router.requests)),
-    counter("beamlog_router_acks", "Acks of consumers", |f| float(f.router.acks)),
-    counter("beamlog_router_deliveries", "Messages delivered by consumers", |f| float(f.router.deliveries)),
-    counter("beamlog_router_redeliveries", "Of those, delivered again", |f| float(f.router.redeliveries)),
-    gauge("beamlog_router_streams", "Streams", |f| float(f.router.streams)),
-    gauge("beamlog_router_consumers", "Consumers", |f| float(f.router.consumers)),
-    gauge("beamlog_router_messages", "Messages kept in streams", |f| float(f.router.messages)),
-    gauge("beamlog_router_message_bytes", "Bytes of the messages kept in streams", |f| float(f.router.bytes)),
-    gauge("beamlog_router_queued_commands", "Commands that wait for the driver", |f| {
+    shard_counter("beamlog_router_acks", "Acks of consumers", |f| float(f.router.acks)),
+    shard_counter("beamlog_router_deliveries", "Messages delivered by consumers", |f| {
+        float(f.router.deliveries)
+    }),
+    shard_counter("beamlog_router_redeliveries", "Of those, delivered again", |f| {
+        float(f.router.redeliveries)
+    }),
+    shard_gauge("beamlog_router_streams", "Streams", |f| float(f.router.streams)),
+    shard_gauge("beamlog_router_consumers", "Consumers", |f| float(f.router.consumers)),
+    shard_gauge("beamlog_router_messages", "Messages kept in streams", |f| float(f.router.messages)),
+    shard_gauge("beamlog_router_message_bytes", "Bytes of the messages kept in streams", |f| {
+        float(f.router.bytes)
+    }),
+    shard_gauge("beamlog_router_queued_commands", "Commands that wait for the driver", |f| {
         float(f.router.queued_commands)
     }),
     gauge("beamlog_nats_sessions", "Connections of clients", |f| float(f.server.connections)),
@@ -317,21 +398,19 @@ static METRICS: &[Metric] = &[
 impl Collector for Figures {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         for metric in METRICS {
-            let value = (metric.read)(self);
-            match metric.kind {
-                Kind::Counter => {
-                    let figure = ConstCounter::new(value);
-                    let out =
-                        encoder.encode_descriptor(metric.name, metric.text, None, figure.metric_type())?;
-                    figure.encode(out)?;
+            let kind = metric.kind.of_metric();
+            let mut out = encoder.encode_descriptor(metric.name, metric.text, None, kind)?;
+            let value = match metric.read {
+                Read::Node(read) => read(self),
+                Read::Shard(read) => {
+                    if let Some(held) = &self.held {
+                        let labels = [("shard", HELD_SHARD)];
+                        metric.kind.encode(read(held), out.encode_family(&labels)?)?;
+                    }
+                    read(&self.shard)
                 }
-                Kind::Gauge => {
-                    let figure = ConstGauge::new(value);
-                    let out =
-                        encoder.encode_descriptor(metric.name, metric.text, None, figure.metric_type())?;
-                    figure.encode(out)?;
-                }
-            }
+            };
+            metric.kind.encode(value, out)?;
         }
         self.encode_links(&mut encoder)
     }
@@ -341,18 +420,11 @@ impl Figures {
     /// Without links their metrics are not there.
     fn encode_links(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         for metric in LINK_METRICS.iter().filter(|_| !self.links.is_empty()) {
-            let kind = match metric.kind {
-                Kind::Counter => MetricType::Counter,
-                Kind::Gauge => MetricType::Gauge,
-            };
+            let kind = metric.kind.of_metric();
             let mut family = encoder.encode_descriptor(metric.name, metric.text, None, kind)?;
             for link in &self.links {
                 let labels = [("link", link.name.as_str())];
-                let out = family.encode_family(&labels)?;
-                match metric.kind {
-                    Kind::Counter => ConstCounter::new((metric.read)(link)).encode(out)?,
-                    Kind::Gauge => ConstGauge::new((metric.read)(link)).encode(out)?,
-                }
+                metric.kind.encode((metric.read)(link), family.encode_family(&labels)?)?;
             }
         }
         Ok(())
@@ -437,20 +509,17 @@ static LINK_METRICS: &[LinkMetric] = &[
 
 pub(super) async fn metrics(State(monitor): State<Arc<Monitor>>) -> impl IntoResponse {
     monitor.count("/metrics");
-    let recovery = monitor.router.recovery();
     let hub = monitor.hub.as_ref();
     let figures = Figures {
-        router: monitor.router.stats(),
+        shard: ShardFigures::of(&monitor.router),
+        held: monitor.served.as_ref().and_then(|served| served.held.router()).map(ShardFigures::of),
         server: monitor.server.stats(),
         api: monitor.api.stats(),
-        health: monitor.router.health(),
         tasks: monitor.tasks.as_ref().map(|tasks| tasks.stats()).unwrap_or_default(),
         spans: monitor.tasks.as_ref().map(|tasks| tasks.spans()).unwrap_or_default(),
         tasks_here: monitor.tasks.as_ref().is_some_and(|tasks| tasks.is_here()),
         tasks_degraded: monitor.tasks.as_ref().map_or(0, |tasks| tasks.degraded().len()),
         draining: monitor.is_draining(),
-        missing_segments: recovery.missing.len(),
-        damaged: recovery.damaged.len(),
         resident_bytes: process::resident_bytes(),
         processor_seconds: process::processor_time().as_secs_f64(),
         open_files: process::open_files(),
@@ -477,7 +546,9 @@ Made from `node/src/admin/metrics.rs`; do not edit: a test writes it
 (`BEAMLOG_TEST_UPDATE=1 cargo test -p beamlog`).
 
 `curl http://127.0.0.1:8222/metrics` answers in the OpenMetrics text format. `beamlog_node_info` has labels
-whose values are constants of the program; metrics of links have the link's name; no other metric has labels.
+whose values are constants of the program; metrics of links have the link's name. A member of a cluster that holds
+streams with one replica has the figures of the log and the router (`beamlog_log_…`, `beamlog_router_…`) twice: without a
+label of what the cluster shares, and with `shard=\"local\"` of what the node holds alone. No other metric has labels.
 
 | metric | kind | meaning |
 |---|---|---|
@@ -500,19 +571,13 @@ One of each for every link of the node; the label is the link's name, so there a
 pub fn markdown() -> String {
     let mut out = HEAD.to_owned();
     for metric in METRICS {
-        let (suffix, kind) = match metric.kind {
-            Kind::Counter => ("_total", "counter"),
-            Kind::Gauge => ("", "gauge"),
-        };
+        let (suffix, kind) = metric.kind.words();
         let text = metric.text;
         writeln!(out, "| `{}{suffix}` | {kind} | {text} |", metric.name).expect("a String takes everything");
     }
     out.push_str(LINK_HEAD);
     for metric in LINK_METRICS {
-        let (suffix, kind) = match metric.kind {
-            Kind::Counter => ("_total", "counter"),
-            Kind::Gauge => ("", "gauge"),
-        };
+        let (suffix, kind) = metric.kind.words();
         let text = metric.text;
         writeln!(out, "| `{}{suffix}{{link}}` | {kind} | {text} |", metric.name)
             .expect("a String takes everything");

@@ -18,6 +18,7 @@ use crate::config::{ByteSize, Span};
 Examples:
   beamlog stream add ORDERS --subjects 'orders.>' --max-age 7d
   beamlog stream add JOBS --subjects 'jobs.*' --retention workqueue --discard new --max-messages 10000
+  beamlog stream add TRACES --subjects 'traces.>' --replicas 1 --tag n2
   beamlog stream ls
   beamlog stream info ORDERS -o json
   beamlog stream get ORDERS --last orders.eu
@@ -155,6 +156,12 @@ pub(crate) struct StreamSettings {
     /// How long a message id is remembered, like 2m.
     #[arg(long, value_name = "DURATION")]
     pub(crate) duplicate_window: Option<Span>,
+    /// Nodes of the cluster that hold it: 1 is one of them alone, more are all that vote.
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u8).range(1..=5))]
+    pub(crate) replicas: Option<u8>,
+    /// The node that is to hold a stream with one replica; the one that is asked when absent.
+    #[arg(long = "tag", value_delimiter = ',', value_name = "NODES")]
+    pub(crate) tags: Option<Vec<String>>,
     /// Let one message replace all earlier ones by a Nats-Rollup header.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
     pub(crate) allow_rollup: Option<bool>,
@@ -224,6 +231,8 @@ impl StreamSettings {
         set("max_msg_size", self.max_message_bytes.map(|size| json!(size.0)));
         set("max_consumers", self.max_consumers.map(Value::from));
         set("duplicate_window", self.duplicate_window.map(nanos));
+        set("num_replicas", self.replicas.map(Value::from));
+        set("placement", self.tags.as_ref().map(|tags| json!({ "tags": tags })));
         set("allow_rollup_hdrs", self.allow_rollup.map(Value::from));
         set("allow_direct", self.allow_direct.map(Value::from));
         set("allow_msg_ttl", self.allow_message_ttl.map(Value::from));
@@ -404,7 +413,26 @@ fn stream_text(info: &Value) -> String {
     }
     shown["config"] = config;
     shown["state"] = info["state"].clone();
+    if let Some(leader) = info["cluster"].get("leader") {
+        shown["placement"] = json!({ "leader": leader, "replicas": replicas(info) });
+    }
     fields(&shown)
+}
+
+/// The nodes that hold the stream beside the one that leads, with what is wrong with them.
+fn replicas(info: &Value) -> Vec<String> {
+    let all = info["cluster"]["replicas"].as_array();
+    all.into_iter()
+        .flatten()
+        .map(|replica| {
+            let name = replica["name"].as_str().unwrap_or_default();
+            match (replica["offline"] == true, replica["current"] == true) {
+                (true, _) => format!("{name} (offline)"),
+                (false, false) => format!("{name} (behind)"),
+                (false, true) => name.to_owned(),
+            }
+        })
+        .collect()
 }
 
 fn streams_text(streams: &Value) -> String {
@@ -414,6 +442,8 @@ fn streams_text(streams: &Value) -> String {
         .flatten()
         .map(|info| {
             let (config, state) = (&info["config"], &info["state"]);
+            // A node that stands alone says nothing of the place in a list.
+            let (leader, others) = (&info["cluster"]["leader"], json!(replicas(info)));
             [
                 &config["name"],
                 &config["subjects"],
@@ -422,10 +452,14 @@ fn streams_text(streams: &Value) -> String {
                 &state["first_seq"],
                 &state["last_seq"],
                 &state["consumer_count"],
+                leader,
+                &others,
             ]
             .map(cell)
             .to_vec()
         })
         .collect();
-    columns(&["name", "subjects", "messages", "bytes", "first", "last", "consumers"], &rows)
+    let heading =
+        ["name", "subjects", "messages", "bytes", "first", "last", "consumers", "leader", "replicas"];
+    columns(&heading, &rows)
 }

@@ -152,7 +152,7 @@ impl Common {
     }
 
     fn answer(&self, request: &ApiRequest<'_>) -> Handled {
-        if request.subject == lists::STREAM_LIST {
+        if lists::is_of_all(request.subject) {
             return self.lists.answer(request);
         }
         self.api.handle(request)

@@ -40,6 +40,10 @@ pub(super) fn of_stream(stream: &str) -> String {
     format!("{OF_STREAM}{stream}")
 }
 
+pub(super) fn of_node(peer: PeerId) -> String {
+    format!("{OF_NODE}{peer}")
+}
+
 /// Sends a request on as it is, to who has the name. Whether somebody has it.
 pub(super) fn send_to(interest: &Interest, name: &str, request: &ApiRequest<'_>) -> bool {
     let ApiRequest { subject, reply, headers, payload, .. } = *request;
@@ -175,7 +179,7 @@ impl Held {
             held.open().await?;
         }
         let peer = held.0.member.cluster.me();
-        held.listen_by(&format!("{OF_NODE}{peer}"));
+        held.listen_by(&of_node(peer));
         tokio::spawn(changes::make(Arc::downgrade(&held.0), waiting));
         Ok(held)
     }
@@ -203,7 +207,7 @@ impl Held {
     /// Sends a request for a new stream with one replica to the node that is to hold it.
     pub(super) fn place(&self, config: &StreamConfig, request: &ApiRequest<'_>) -> Result<(), ApiError> {
         let peer = self.choose(config)?;
-        if send_to(self.0.main.interest(), &format!("{OF_NODE}{peer}"), request) {
+        if send_to(self.0.main.interest(), &of_node(peer), request) {
             return Ok(());
         }
         Err(ApiError::NoSuitablePeers("the node is away".to_owned()))

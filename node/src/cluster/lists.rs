@@ -1,5 +1,5 @@
-//! The list of all streams: those of the cluster's shard, which the leader has, and those that single nodes hold, which
-//! these are asked for. What does not answer is told as missing.
+//! The list of all streams, and the figures of all together: of those of the cluster's shard, which the leader has, and
+//! of those that single nodes hold, which these are asked for. What does not answer is told as missing.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
@@ -9,26 +9,29 @@ use beamlog_nats::JetStream as _;
 use beamlog_nats::jetstream::{
     Api, ApiRequest, Call, ClusterView, Form, Handled, parse_request, stream_listed,
 };
+use beamlog_net::peer::PeerId;
 use beamlog_router::Router;
 use beamlog_router::api::error::ApiError;
-use beamlog_router::api::request::{Answer, Page, Request, Response};
+use beamlog_router::api::request::{AccountInfo, Answer, Page, Request, Reservation, Response};
 use beamlog_router::interest::{Envelope, RouteCache};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;
 
-use crate::cluster::held::{of_stream, send_to};
+use crate::cluster::held::{of_node, of_stream, send_to};
 use crate::core_messages;
 
-pub(super) const STREAM_LIST: &[u8] = b"$JS.API.STREAM.LIST";
+const STREAM_LIST: &[u8] = b"$JS.API.STREAM.LIST";
+const ACCOUNT_INFO: &str = "$JS.API.INFO";
 
 /// Streams of one page, as nats-server pages them.
 const PAGE: usize = 256;
 /// A node that does not answer in this time is taken for away.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Lists that are made at once; more are refused.
-const MAKING_MAX: usize = 8;
+/// Lists that are made at once, and sums of figures; more are refused.
+const LISTS_MAX: usize = 8;
+const ACCOUNTS_MAX: usize = 256;
 
 /// Makes lists where the cluster is led. Clones are the same.
 #[derive(Clone)]
@@ -38,22 +41,32 @@ struct Shared {
     router: Router,
     api: Api,
     view: OnceLock<View>,
-    making: Semaphore,
+    lists: Semaphore,
+    accounts: Semaphore,
 }
 
 type View = Box<dyn Fn() -> ClusterView + Send + Sync>;
 
 struct Wanted {
-    subject: Option<String>,
-    offset: usize,
+    what: What,
     form: Form,
     reply: Bytes,
 }
 
+enum What {
+    List { subject: Option<String>, offset: usize },
+    Account,
+}
+
+/// Whether these requests are answered by [`Lists`].
+pub(super) fn is_of_all(subject: &[u8]) -> bool {
+    subject == STREAM_LIST || subject == ACCOUNT_INFO.as_bytes()
+}
+
 impl Lists {
     pub(crate) fn new(router: Router, api: Api) -> Self {
-        let (view, making) = (OnceLock::new(), Semaphore::new(MAKING_MAX));
-        Self(Arc::new(Shared { router, api, view, making }))
+        let (lists, accounts) = (Semaphore::new(LISTS_MAX), Semaphore::new(ACCOUNTS_MAX));
+        Self(Arc::new(Shared { router, api, view: OnceLock::new(), lists, accounts }))
     }
 
     /// Who says where the streams of the cluster's shard are. The first one stays.
@@ -66,18 +79,20 @@ impl Lists {
     pub(super) fn answer(&self, request: &ApiRequest<'_>) -> Handled {
         let call = parse_request(request.subject, request.headers, request.payload);
         let Call::Engine { request: wanted, form } = call else { return self.0.api.handle(request) };
-        let Request::StreamList { subject, offset } = *wanted else { return self.0.api.handle(request) };
-        let reply = Bytes::copy_from_slice(request.reply);
-        let wanted = Wanted { subject, offset, form, reply };
+        let what = if let Request::StreamList { subject, offset } = *wanted {
+            What::List { subject, offset }
+        } else if *wanted == Request::AccountInfo {
+            What::Account
+        } else {
+            return self.0.api.handle(request);
+        };
+        let wanted = Wanted { what, form, reply: Bytes::copy_from_slice(request.reply) };
         let shared = Arc::clone(&self.0);
         tokio::spawn(async move {
-            let answer = match shared.making.try_acquire() {
-                Ok(_permit) => shared.make(&wanted).await,
-                Err(_) => Err(ApiError::TooManyRequests),
-            };
+            let answer = shared.make(&wanted.what).await;
             match answer {
-                Ok(List::Common(answer)) => shared.api.tell(&wanted.reply, wanted.form, &Ok(answer)),
-                Ok(List::Merged(document)) => shared.send(&wanted.reply, &document.to_string()),
+                Ok(Made::Answer(answer)) => shared.api.tell(&wanted.reply, wanted.form, &Ok(answer)),
+                Ok(Made::List(document)) => shared.send(&wanted.reply, &document.to_string()),
                 Err(error) => shared.api.tell(&wanted.reply, wanted.form, &Err(error)),
             }
         });
@@ -85,25 +100,40 @@ impl Lists {
     }
 }
 
-enum List {
-    /// No stream is held by one node.
-    Common(Response),
-    Merged(Value),
+enum Made {
+    Answer(Response),
+    List(Value),
 }
 
 impl Shared {
-    async fn make(&self, wanted: &Wanted) -> Result<List, ApiError> {
-        let Wanted { subject, offset, .. } = wanted;
+    async fn make(&self, what: &What) -> Result<Made, ApiError> {
+        let making = match what {
+            What::List { .. } => &self.lists,
+            What::Account => &self.accounts,
+        };
+        let _permit = making.try_acquire().map_err(|_full| ApiError::TooManyRequests)?;
+        match what {
+            What::List { subject, offset } => self.list(subject.as_ref(), *offset).await,
+            What::Account => self.account().await.map(|info| Made::Answer(Response::Account(info))),
+        }
+    }
+
+    async fn reservations(&self) -> Result<Vec<Reservation>, ApiError> {
         let Response::Reservations(reservations) = self.ask(Request::Reservations).await? else {
             return Err(ApiError::BadRequest);
         };
+        Ok(reservations)
+    }
+
+    async fn list(&self, subject: Option<&String>, offset: usize) -> Result<Made, ApiError> {
+        let reservations = self.reservations().await?;
         let mut held = reservations.into_iter().filter(|one| !one.deleted).map(|one| one.stream).peekable();
         if held.peek().is_none() {
-            let request = Request::StreamList { subject: subject.clone(), offset: *offset };
-            return self.ask(request).await.map(List::Common);
+            let request = Request::StreamList { subject: subject.cloned(), offset };
+            return self.ask(request).await.map(Made::Answer);
         }
         let held: BTreeSet<String> = held.collect();
-        let Page { total, offset, items, .. } = self.names(subject.as_ref(), *offset).await?;
+        let Page { total, offset, items, .. } = self.names(subject, offset).await?;
         let infos = join_all(items.iter().map(|name| self.info(name, held.contains(name)))).await;
         let missing: Vec<&String> =
             items.iter().zip(&infos).filter(|(_, info)| info.is_none()).map(|(name, _)| name).collect();
@@ -117,7 +147,7 @@ impl Shared {
         if !missing.is_empty() {
             document["missing"] = json!(missing);
         }
-        Ok(List::Merged(document))
+        Ok(Made::List(document))
     }
 
     /// One page of names.
@@ -141,7 +171,32 @@ impl Shared {
             let view = self.view.get().map(|view| view()).unwrap_or_default();
             return serde_json::from_str(&stream_listed(&info, &view)).ok();
         }
-        let subject = format!("$JS.API.STREAM.INFO.{stream}");
+        let mut info = self.document(&format!("$JS.API.STREAM.INFO.{stream}"), &of_stream(stream)).await?;
+        for of_the_page in ["type", "total", "offset", "limit"] {
+            info.remove(of_the_page);
+        }
+        info.contains_key("config").then_some(Value::Object(info))
+    }
+
+    /// The streams of a node that is away count all the same; their bytes and consumers nobody knows.
+    async fn account(&self) -> Result<AccountInfo, ApiError> {
+        let Response::Account(mut all) = self.ask(Request::AccountInfo).await? else {
+            return Err(ApiError::BadRequest);
+        };
+        let holders: BTreeSet<u64> = self.reservations().await?.iter().map(|one| one.peer).collect();
+        let names: Vec<String> = holders.into_iter().map(|peer| of_node(PeerId(peer))).collect();
+        let infos = join_all(names.iter().map(|name| self.document(ACCOUNT_INFO, name))).await;
+        for info in infos.into_iter().flatten() {
+            let figure = |name: &str| info.get(name).and_then(Value::as_u64).unwrap_or(0);
+            all.memory_bytes += figure("memory");
+            all.storage_bytes += figure("storage");
+            all.consumers += figure("consumers");
+        }
+        Ok(all)
+    }
+
+    /// What who has the name answers to an API request without a body.
+    async fn document(&self, subject: &str, name: &str) -> Option<Map<String, Value>> {
         let send = |reply: &str| {
             let request = ApiRequest {
                 subject: subject.as_bytes(),
@@ -150,14 +205,10 @@ impl Shared {
                 payload: b"",
                 no_responders: true,
             };
-            usize::from(send_to(self.router.interest(), &of_stream(stream), &request))
+            usize::from(send_to(self.router.interest(), name, &request))
         };
         let answer = core_messages::ask_by(&self.router, send, PATIENCE).await.ok()?;
-        let mut info: Map<String, Value> = serde_json::from_slice(&answer).ok()?;
-        for of_the_page in ["type", "total", "offset", "limit"] {
-            info.remove(of_the_page);
-        }
-        info.contains_key("config").then_some(Value::Object(info))
+        serde_json::from_slice(&answer).ok()
     }
 
     async fn ask(&self, request: Request) -> Answer {

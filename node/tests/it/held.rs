@@ -157,6 +157,67 @@ async fn one_node_holds_a_stream_with_one_replica_and_every_node_serves_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_operator_places_a_stream_and_sees_where_it_is() {
+    let mut site = site().await;
+    let add = |arguments: &[&str]| {
+        let arguments = [&["stream", "add"], arguments, &["-o", "json"]].concat();
+        site.node(0).run(&arguments).ok().map(|text| serde_json::from_str::<Value>(&text).unwrap())
+    };
+    let placed = ["L", "--subjects", "l.>", "--replicas", "1", "--tag", "n2"];
+    let made = patiently("a stream of one", async || add(&placed)).await;
+    assert_eq!((&made["config"]["num_replicas"], &made["cluster"]["leader"]), (&json!(1), &json!("n2")));
+    patiently("a stream of all", async || add(&["S", "--subjects", "s.>", "--replicas", "3"])).await;
+    assert_eq!(add(&["X", "--replicas", "1", "--tag", "n9"]), None);
+    let first = site.client(0).await;
+    for subject in ["l.a", "s.a", "l.b"] {
+        patiently("an ack", async || publish(&first, subject, "four").await).await;
+    }
+    let stream = patiently("it is known", async || first.get_stream("L").await.ok()).await;
+    stream
+        .create_consumer(pull::Config { durable_name: Some("C".into()), ..Default::default() })
+        .await
+        .unwrap();
+
+    let table = site.node(2).run(&["stream", "ls"]).unwrap();
+    let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(rows[0].join(" "), "NAME SUBJECTS MESSAGES BYTES FIRST LAST CONSUMERS LEADER REPLICAS");
+    assert_eq!((rows[1][0], &rows[1][6..]), ("L", &["1", "n2"][..]));
+    let mut all = rows[2][7..].iter().map(|name| name.trim_end_matches(',')).collect::<Vec<_>>();
+    all.sort_unstable();
+    assert_eq!((rows[2][0], all), ("S", vec!["n1", "n2", "n3"]), "{table}");
+    let shown = site.node(2).run(&["stream", "info", "L"]).unwrap();
+    let shown: Vec<&str> = shown.lines().map(str::trim).collect();
+    assert!(shown.contains(&"placement") && shown.contains(&"leader    n2"), "{shown:?}");
+
+    // The figures of all shards, whoever is asked.
+    let bytes = |info: &Value| info["state"]["bytes"].as_u64().unwrap();
+    let both = bytes(&info(&first, "L").await.unwrap()) + bytes(&info(&first, "S").await.unwrap());
+    for at in 0..NAMES.len() {
+        let account = ask(&site.client(at).await, "INFO", Value::Null).await.unwrap();
+        assert_eq!(account["storage"], both, "{account}");
+        assert_eq!((&account["streams"], &account["consumers"]), (&json!(2), &json!(1)), "{account}");
+    }
+    let metrics = patiently("figures of what is held alone", async || {
+        let (_, metrics) = site.node(HOLDER).get("/metrics");
+        let stored = "beamlog_router_stored_messages_total{shard=\"local\"} 2";
+        metrics.contains(stored).then_some(metrics)
+    })
+    .await;
+    assert!(metrics.contains("\nbeamlog_router_streams 1.0\n"), "{metrics}");
+    assert!(metrics.contains("\nbeamlog_router_streams{shard=\"local\"} 1.0\n"), "{metrics}");
+    assert!(!site.node(0).get("/metrics").1.contains("shard="));
+
+    // A node that is away takes its figures with it, and keeps its names.
+    site.kill(HOLDER);
+    patiently("its figures are missing", async || {
+        let account = ask(&first, "INFO", Value::Null).await.ok()?;
+        let rest = bytes(&info(&first, "S").await.ok()?);
+        (account["storage"] == rest && account["streams"] == 2 && account["consumers"] == 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn subjects_of_a_held_stream_change_and_end_with_it_wherever_its_node_is() {
     let mut site = site().await;
     let first = site.client(0).await;
