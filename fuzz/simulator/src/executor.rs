@@ -141,11 +141,33 @@ impl Simulation {
         drop(dead);
     }
 
-    /// Runs until `main`, on `machine`, is done.
+    /// Runs until `main`, on `machine`, is done, and ends all that runs.
     ///
     /// # Errors
     /// The run is stuck.
     pub fn run<T: 'static>(
+        &self,
+        machine: &Rc<Machine>,
+        main: impl Future<Output = T> + 'static,
+    ) -> Result<T, Stuck> {
+        let done = self.run_until(machine, main);
+        self.end();
+        done
+    }
+
+    /// Ends every task. Tasks hold their machines, machines the tasks: all that a run made would stay for ever.
+    fn end(&self) {
+        loop {
+            let left = std::mem::take(&mut self.tasks.borrow_mut().all);
+            if left.is_empty() {
+                return;
+            }
+            // What they hold goes while nothing is borrowed.
+            drop(left);
+        }
+    }
+
+    fn run_until<T: 'static>(
         &self,
         machine: &Rc<Machine>,
         main: impl Future<Output = T> + 'static,
@@ -382,6 +404,34 @@ mod tests {
             runtime::sleep(Duration::from_secs(1)).await;
         });
         assert!(stuck.unwrap_err().to_string().contains("machine 7 ran restless"));
+    }
+
+    #[test]
+    fn nothing_of_a_run_stays() {
+        let simulation = Simulation::new(1);
+        let (world, node) = (simulation.machine(0, 0), simulation.machine(7, 0));
+        let held = Arc::new(());
+        let (one, other) = (Arc::clone(&held), Arc::clone(&held));
+        simulation
+            .run(&world, async move {
+                node.spawn(
+                    Box::pin(async move {
+                        runtime::sleep(Duration::from_secs(3_600)).await;
+                        drop(one);
+                    }),
+                    "waiting",
+                );
+                drop(runtime::spawn(async move {
+                    std::future::pending::<()>().await;
+                    drop(other);
+                }));
+                runtime::sleep(Duration::from_secs(1)).await;
+            })
+            .unwrap();
+        assert_eq!(Arc::strong_count(&held), 1);
+        drop(world);
+        assert!(simulation.clockwork.lock().timers.is_empty());
+        assert_eq!(Rc::strong_count(&simulation.tasks), 1);
     }
 
     #[test]

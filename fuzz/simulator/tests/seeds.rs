@@ -78,6 +78,13 @@ fn a_copy_has_what_was_noted_behind_its_end() {
     holds(1595);
 }
 
+/// A sector at the end of a log was empty when its node was started, with three frames in it. That is what a torn write
+/// looks like, and was no broken promise: the others know what the node held, and take it back only as a new one.
+#[test]
+fn frames_in_a_last_sector_that_decayed_are_a_torn_write() {
+    holds(1900);
+}
+
 #[test]
 fn the_first_300_seeds_hold() {
     let jobs = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
