@@ -620,6 +620,12 @@ impl Log {
         self.counts.full
     }
 
+    /// An earlier failure stopped it for good (DR2).
+    #[must_use]
+    pub const fn is_poisoned(&self) -> bool {
+        self.poisoned
+    }
+
     /// Damage in the middle of the newest segment, because of which nothing is written any more.
     #[must_use]
     pub const fn fence(&self) -> Option<&Damage> {

@@ -85,6 +85,12 @@ fn frames_in_a_last_sector_that_decayed_are_a_torn_write() {
     holds(1900);
 }
 
+/// Upkeep of the log failed while the disk of the leader was full: it refused messages for want of space from then on, and led.
+#[test]
+fn a_leader_whose_log_failed_in_upkeep_stops() {
+    holds(2062);
+}
+
 #[test]
 fn the_first_300_seeds_hold() {
     let jobs = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);

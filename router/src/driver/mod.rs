@@ -578,6 +578,8 @@ impl Driver {
         }
         match self.log.maintain() {
             Ok(done) => self.maintain_more = done.more,
+            // On a full disk nothing is written that would show it later.
+            Err(error) if self.log.is_poisoned() => return self.fail(&error),
             Err(error) => {
                 self.maintain_more = false;
                 tracing::warn!(err = %error, "upkeep of the log stopped");

@@ -100,6 +100,48 @@ fn a_full_disk_refuses_publishes_and_goes_on_with_the_rest() {
     assert_eq!(world.content(), content);
 }
 
+/// Upkeep goes on while a disk is full, and nothing else is written that would show its failure: a node that did not look
+/// would refuse messages for want of space for ever.
+#[test]
+fn a_failure_of_upkeep_on_a_full_disk_shows() {
+    let mut failed = 0;
+    for nth in 1..=12 {
+        let world = World::with(s());
+        let payload = "x".repeat(2000);
+        world.disk.limit_space(world.disk.used_space() + (200 << 10));
+        let mut last = 0;
+        while let Ok(Published::Stored(sequence)) = world.publish("s.a", &payload) {
+            last = sequence.0;
+        }
+        assert_eq!(world.router().health(), Health::InsufficientStorage);
+        world.disk.fail(Fault {
+            operation: Some(Operation::SyncDir),
+            nth,
+            failure: Failure::Io,
+            repeat: Repeat::Once,
+        });
+        // Some of each segment stays: segments are written anew.
+        for sequence in (1..=last).filter(|sequence| sequence % 8 != 0) {
+            if world.delete(sequence).is_err() {
+                break;
+            }
+        }
+        // There is room soon, if upkeep goes on.
+        let said = loop {
+            match world.publish("s.a", "after") {
+                Err(PublishRefusal::InsufficientStorage) => std::thread::yield_now(),
+                other => break other,
+            }
+        };
+        match said {
+            Ok(Published::Stored(_)) => assert_eq!(world.router().health(), Health::Serving),
+            Err(PublishRefusal::LogFailed) => failed += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(failed > 0, "no failure was one of upkeep");
+}
+
 #[test]
 fn every_failing_operation_loses_nothing_that_was_acked() {
     // First a life without faults, to see how many operations there are.
