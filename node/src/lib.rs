@@ -17,7 +17,7 @@ mod otlp;
 mod tasks;
 mod witness;
 
-pub use cluster::{ClusterError, ClusterOptions};
+pub use cluster::{ClusterError, ClusterOptions, MarkError, ShardError};
 pub use config::NodeOptions;
 pub use edges::{HubError, HubOptions};
 pub use grpc::GrpcOptions;

@@ -22,7 +22,7 @@ use tokio::net::TcpListener;
 use tracing::info;
 
 use crate::admin::{Admin, Monitor};
-use crate::cluster::{self, ClusterApi, ClusterError, Held, Lists, NodeCluster, Onwards, Served};
+use crate::cluster::{self, ClusterApi, ClusterError, Held, Lists, NodeCluster, Onwards, Served, Shards};
 use crate::config::{Authentication, NodeOptions};
 use crate::edges::{self, HubError};
 use crate::gateway::Gateway;
@@ -194,8 +194,8 @@ impl Node {
                     api.placed_by(Box::new(move || seen.view()));
                     let seen = started.clone();
                     lists.placed_by(Box::new(move || seen.view()));
-                    match start_held(&router, &api, &started, &clustered, &options).await {
-                        Ok(held) => served = Some(Served { api: Arc::clone(&clustered), held }),
+                    match start_others(&router, &api, &started, &clustered, &options).await {
+                        Ok(others) => served = Some(others),
                         Err(error) => return Err(close_after(router, error).await),
                     }
                     member = Some(started);
@@ -360,8 +360,8 @@ impl Node {
     /// told from then on is nowhere. *Cancel safety*: may be dropped and called again.
     pub async fn failed(&self) -> String {
         loop {
-            let held = self.served.as_ref().and_then(|served| served.held.router());
-            for router in std::iter::once(&self.router).chain(held) {
+            let others = self.served.as_ref().map(Served::routers).unwrap_or_default();
+            for router in std::iter::once(&self.router).chain(&others) {
                 match router.health() {
                     Health::LogFailed { reason } => return reason,
                     Health::Closed => return "the router was closed".to_owned(),
@@ -391,14 +391,17 @@ impl Node {
         drop(self.grpc);
         // Its last words need the log.
         stop_tasks(self.tasks).await;
+        if let Some(served) = &self.served {
+            served.shards.stop().await;
+        }
         if let Some(member) = &self.member {
             member.stop().await;
         }
-        let held = match &self.served {
+        let others = match &self.served {
             None => Ok(()),
-            Some(served) => served.held.close().await,
+            Some(served) => served.held.close().await.and(served.shards.close().await),
         };
-        let closed = close(self.router).await.and(held);
+        let closed = close(self.router).await.and(others);
         info!(clean = closed.is_ok(), "stopped");
         closed
     }
@@ -474,26 +477,34 @@ fn router_options(options: &NodeOptions) -> RouterOptions {
     }
 }
 
-/// Opens what a member of a cluster holds alone, and lets requests for it in.
-async fn start_held(
+/// Opens what a member of a cluster has beside the first shard, and lets requests for it in.
+async fn start_others(
     router: &Router,
     api: &Api,
     member: &NodeCluster,
     clustered: &Arc<ClusterApi>,
     options: &NodeOptions,
-) -> Result<Held, StartError> {
+) -> Result<Served, StartError> {
     let path = options.data_dir.join(LOCAL);
     let of_cluster = (router.clone(), api.clone());
     let starting = Held::start(
-        of_cluster,
+        of_cluster.clone(),
         member.clone(),
         path.clone(),
         router_options(options),
         Onwards::new(clustered),
     );
     let held = starting.await.map_err(|source| StartError::Store { path, source })?;
-    clustered.with_held(held.clone());
-    Ok(held)
+    let starting = Shards::start(
+        of_cluster,
+        member.clone(),
+        options.data_dir.clone(),
+        router_options(options),
+        Onwards::new(clustered),
+    );
+    let shards = starting.await.map_err(|error| self::of_cluster(error.into()))?;
+    clustered.with_others(held.clone(), shards.clone());
+    Ok(Served { api: Arc::clone(clustered), held, shards })
 }
 
 fn of_cluster(error: ClusterError) -> StartError {

@@ -30,4 +30,5 @@ pub use driver::stepper::{Stepped, Stepper};
 pub use router::{
     AnswerTicket, PublishError, PublishTicket, ReadyTicket, Router, RouterOptions, TicketFuture,
 };
+pub use shards::{SHARD_NUMBER_MAX, ShardKind};
 pub use stats::{Health, RouterStats};

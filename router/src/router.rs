@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use beamlog_log::{CloseError, Disk, LogOptions, NodeId, RecoveryReport, StreamId};
+use beamlog_log::{CloseError, Disk, LogOptions, NodeId, RecoveryReport};
 use bytes::Bytes;
 
 use crate::api::error::{ApiError, PublishRefusal};
@@ -18,12 +18,12 @@ use crate::driver::clock::Clocks;
 use crate::driver::command::{
     Acknowledgement, Command, FlowControlReply, Full, PublishBatch, PublishReply, Pull, StreamPublish, Then,
 };
-use crate::driver::open::{self, OpenError, Opened, Surroundings};
+use crate::driver::open::{self, Beside, OpenError, Opened, Surroundings};
 use crate::driver::queue::{Queue, QueueLimits};
 use crate::driver::stepper::Stepper;
 use crate::interest::{Envelope, Interest, RouteCache};
 use crate::replica::{Replica, Replicator};
-use crate::shards::{Beside, ShardKind};
+use crate::shards::{SHARD_NUMBER_MAX, ShardKind, Table};
 use crate::stats::{Health, RouterStats};
 use crate::subject::{InvalidSubject, check_subject};
 use crate::wire::Wire;
@@ -91,19 +91,17 @@ pub(crate) struct Shared {
     pub(crate) stats: Mutex<RouterStats>,
     pub(crate) health: Mutex<Health>,
     pub(crate) kind: ShardKind,
-    pub(crate) beside: Beside,
+    /// All shards of this node, this one among them.
+    pub(crate) table: Arc<Table>,
 }
 
 impl Shared {
-    pub(crate) fn new(options: &RouterOptions, kind: ShardKind) -> Self {
+    pub(crate) fn new(options: &RouterOptions, kind: ShardKind, table: Arc<Table>) -> Arc<Self> {
         let limits = QueueLimits { commands: options.queue_commands_max, bytes: options.queue_bytes_max };
-        Self {
-            queue: Queue::new(limits),
-            stats: Mutex::default(),
-            health: Mutex::default(),
-            kind,
-            beside: Beside::default(),
-        }
+        let (queue, stats, health) = (Queue::new(limits), Mutex::default(), Mutex::default());
+        let shared = Arc::new(Self { queue, stats, health, kind, table });
+        shared.table.add(&shared);
+        shared
     }
 }
 
@@ -207,8 +205,8 @@ impl Router {
         Ok((router, replica, Stepper::new(driver)))
     }
 
-    /// Opens the local shard of this node beside its other one: a store of its own, whose streams this node holds
-    /// alone, and the same subjects and subscribers. From then on publishes that are given to either handle go to
+    /// Opens the local shard of this node beside its first one: a store of its own, whose streams this node holds
+    /// alone, and the same subjects and subscribers. From then on publishes that are given to any handle go to
     /// the shard that has the stream. Once for each router.
     ///
     /// # Errors
@@ -221,9 +219,38 @@ impl Router {
         wire: Arc<dyn Wire>,
     ) -> Result<Self, OpenError> {
         let mut surroundings = Surroundings::of_this_machine(wire, None)?;
-        surroundings.beside = Some((Arc::clone(&self.interest), Arc::clone(&self.shared)));
+        surroundings.beside = Some(self.beside(ShardKind::Local));
         let (router, thread) = Self::of(open::start(path, disk, options, surroundings)?);
         Ok(router.with(thread))
+    }
+
+    /// As [`Router::open_beside`], a shard that several nodes hold: what [`Router::open_replicated`] is to
+    /// [`Router::open`]. Once for each number, from 1 to [`SHARD_NUMBER_MAX`].
+    ///
+    /// # Errors
+    /// As [`Router::open_replicated`].
+    pub fn open_replicated_beside(
+        &self,
+        number: u8,
+        path: &Path,
+        disk: Arc<dyn Disk>,
+        options: &RouterOptions,
+        wire: Arc<dyn Wire>,
+        replicator: Arc<dyn Replicator>,
+    ) -> Result<(Self, Replica), OpenError> {
+        if !(1..=SHARD_NUMBER_MAX).contains(&number) {
+            return Err(OpenError::Options("a shard has a number from 1 to 126"));
+        }
+        let mut surroundings = Surroundings::of_this_machine(wire, Some(replicator))?;
+        surroundings.beside = Some(self.beside(ShardKind::Numbered(number)));
+        let opened = open::start(path, disk, options, surroundings)?;
+        let replica = Replica::new(Arc::clone(&opened.shared), Arc::clone(&opened.vote));
+        let (router, thread) = Self::of(opened);
+        Ok((router.with(thread), replica))
+    }
+
+    fn beside(&self, kind: ShardKind) -> Beside {
+        Beside { kind, interest: Arc::clone(&self.interest), table: Arc::clone(&self.shared.table) }
     }
 
     fn of<D>(opened: Opened<D>) -> (Self, D) {
@@ -235,12 +262,6 @@ impl Router {
     fn with(self, thread: open::Thread) -> Self {
         *self.alive.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         self
-    }
-
-    /// Whether this stream is in the node's other shard.
-    #[must_use]
-    pub fn is_beside(&self, stream: StreamId) -> bool {
-        self.shared.other_of(stream).is_some()
     }
 
     /// Who wants which subject: where sessions subscribe and what unstored messages are routed by.
@@ -336,25 +357,25 @@ impl Router {
     /// given back is what was not.
     pub fn offer_publishes(&self, batch: PublishBatch) -> Result<(), Full<PublishBatch>> {
         let kind = self.shared.kind;
-        let Some(other) = batch.first_not_of(kind).and_then(|stream| self.shared.other_of(stream)) else {
+        if batch.kinds().all(|other| other == kind) {
             return push_all(&self.shared, batch);
-        };
-        let (ours, theirs) = batch.split(kind);
-        match (push_all(&self.shared, ours), push_all(&other, theirs)) {
-            (Ok(()), Ok(())) => Ok(()),
-            (Err(full), Ok(())) | (Ok(()), Err(full)) => Err(full),
-            (Err(Full(mut ours)), Err(Full(theirs))) => {
-                ours.append(&theirs);
-                Err(Full(ours))
+        }
+        let mut refused = PublishBatch::default();
+        for (kind, part) in batch.split() {
+            let other = self.shared.other(kind);
+            if let Err(Full(part)) = push_all(other.as_ref().unwrap_or(&self.shared), part) {
+                refused.append(&part);
             }
         }
+        if refused.is_empty() { Ok(()) } else { Err(Full(refused)) }
     }
 
-    /// Resolves when the queue has room again, and that of the node's other shard, if there is one.
+    /// Resolves when the queue has room again, and those of the node's other shards.
     #[must_use]
     pub fn when_ready(&self) -> ReadyTicket {
-        // Of two that are full the second is waited for when the first has room.
-        let other = self.shared.beside.get().filter(|_| self.shared.queue.is_ready());
+        // Of several that are full the next is waited for when this one has room.
+        let is_full = |shard: &Shared| !shard.queue.is_ready();
+        let other = if is_full(&self.shared) { None } else { self.shared.table.find(is_full) };
         ReadyTicket(other.as_ref().unwrap_or(&self.shared).queue.when_ready())
     }
 

@@ -77,7 +77,9 @@ pub fn run(data: &[u8]) {
             | Request::StreamList { .. }
             | Request::Reserve(_)
             | Request::Release { .. }
-            | Request::Reservations => return,
+            | Request::Reservations
+            | Request::PutShard(_)
+            | Request::Shards => return,
         },
         Call::Reply(_) | Call::Nothing => return,
     };

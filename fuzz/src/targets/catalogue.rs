@@ -1,8 +1,8 @@
 //! What nodes of a cluster say of streams in other shards.
 
 use beamlog_log::envelope::HEADER_BYTES;
-use beamlog_router::api::catalogue::{CatalogueAnswer, CatalogueRefusal, CatalogueRequest};
-use beamlog_router::api::request::Reservation;
+use beamlog_router::api::catalogue::{CatalogueAnswer, CatalogueRefusal, CatalogueRequest, ListedMember};
+use beamlog_router::api::request::{ClusterShard, ListedShard, Reservation, ShardList};
 
 pub const WORDS: &[&[u8]] = &[&[0, 0, 0, 0, 0, 0, 0, 0], &[0xff; 8], &[1, 0, 0, 0], b"orders.>"];
 
@@ -47,12 +47,16 @@ pub fn seeds() -> Vec<Vec<u8>> {
         store: "0123456789abcdef0123456789abcdef".into(),
         node: "n2".into(),
         peer: 7,
+        term: 3,
         deleted: false,
     };
+    let shard = ClusterShard { number: 1, nodes: vec!["n1".into(), "n2".into()], founder: 7 };
     let requests = [
         CatalogueRequest::Reserve(reservation.clone()),
-        CatalogueRequest::Release { stream: "orders".into(), store: "0123".into() },
+        CatalogueRequest::Release { stream: "orders".into(), store: "0123".into(), term: 3 },
         CatalogueRequest::Of { store: "0123".into(), after: "orders".into() },
+        CatalogueRequest::PutShard(shard.clone()),
+        CatalogueRequest::Shards,
     ];
     let answers = [
         CatalogueAnswer::Reserved(reservation.clone()),
@@ -60,6 +64,10 @@ pub fn seeds() -> Vec<Vec<u8>> {
         CatalogueAnswer::Page { reservations: vec![reservation], is_last: true },
         CatalogueAnswer::Refused(CatalogueRefusal::Invalid("invalid subject".into())),
         CatalogueAnswer::Refused(CatalogueRefusal::NameInUse),
+        CatalogueAnswer::Shards {
+            list: ShardList { common_streams: 2, shards: vec![ListedShard { shard, streams: 3 }] },
+            members: vec![ListedMember { peer: 7, name: "n1".into(), address: "h:1".into() }],
+        },
     ];
     let requests = requests.iter().map(|request| request.encode().expect("a small request"));
     let answers = answers.iter().map(|answer| answer.encode().expect("a small answer"));

@@ -19,6 +19,7 @@ pub fn run(data: &[u8]) {
             }
         }
         assert_eq!(request.encode(shard).as_ref(), data);
+        assert_eq!(Request::shard_of(&data.to_vec().into()), Ok(shard));
     }
     if let Ok(answer) = Answer::decode(data.to_vec().into()) {
         assert_eq!(answer.encode().as_ref(), data);

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use beamlog_log::envelope::{self, Enveloped};
+use beamlog_log::{
+    ShardId,
+    envelope::{self, DecodeError, Enveloped},
+};
 use bytes::{BufMut, Bytes, BytesMut};
 use openraft::{
     ChangeMembers,
@@ -10,7 +13,7 @@ use openraft::{
     errors::{ClientWriteError, RaftError},
 };
 
-use super::{Cluster, Inner, Member, Seat};
+use super::{Cluster, Inner, Member, Seat, seat::not_yet};
 use crate::{
     peer::{CallError, Lane, PeerId, Refusal},
     raft::{Types, code},
@@ -89,7 +92,7 @@ impl Cluster {
 
 impl Inner {
     async fn forward(&self, to: PeerId, change: &Change, hops: u8) -> Result<(), ChangeError> {
-        let request = ChangeRecord::of(change, hops).encode();
+        let request = ChangeRecord::of(change, hops).encode(self.handler.shard());
         let limit = match change {
             Change::Add { .. } | Change::Replace { .. } => CATCH_UP,
             Change::Remove { .. } | Change::Transfer { .. } => STEP * 2,
@@ -257,6 +260,25 @@ impl Enveloped for ChangeRecord {
     const VERSION: u8 = 1;
 }
 
+/// The same, of another shard than the first.
+#[derive(Debug, wincode::SchemaRead, wincode::SchemaWrite)]
+struct ShardChangeRecord {
+    shard: u32,
+    change: ChangeRecord,
+}
+
+impl Enveloped for ShardChangeRecord {
+    const KIND: u16 = 0x0305;
+    const VERSION: u8 = 1;
+}
+
+/// Which shard a peer's request on the lane of operators is about.
+pub(super) fn shard_of(request: &[u8]) -> ShardId {
+    let bytes = request.strip_prefix(&[Seat::ADMIN_MARK]).unwrap_or_default();
+    // What is not a change is refused by whoever it comes to.
+    ChangeRecord::decode(bytes).map_or(ShardId(0), |(shard, _)| shard)
+}
+
 impl ChangeRecord {
     fn of(change: &Change, hops: u8) -> Self {
         let nobody = Member::default();
@@ -270,11 +292,22 @@ impl ChangeRecord {
         Self { what, hops, id, old, name, address, witness }
     }
 
-    fn encode(&self) -> Bytes {
+    fn encode(self, shard: ShardId) -> Bytes {
         let mut out = BytesMut::new();
         out.put_u8(Seat::ADMIN_MARK);
-        out.put_slice(&envelope::encode(self).expect("names and addresses are short"));
+        let encoded = match shard {
+            ShardId(0) => envelope::encode(&self),
+            ShardId(shard) => envelope::encode(&ShardChangeRecord { shard, change: self }),
+        };
+        out.put_slice(&encoded.expect("names and addresses are short"));
         out.freeze()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<(ShardId, Self), DecodeError> {
+        match envelope::decode::<ShardChangeRecord>(bytes) {
+            Ok(ShardChangeRecord { shard, change }) => Ok((ShardId(shard), change)),
+            Err(_other) => envelope::decode(bytes).map(|change| (ShardId(0), change)),
+        }
     }
 
     fn change(self) -> Option<Change> {
@@ -299,7 +332,10 @@ pub(super) async fn asked(inner: &Arc<Inner>, from: PeerId, request: Bytes) -> R
     let malformed = |reason: String| Refusal { code: code::MALFORMED, reason };
     let bytes =
         request.strip_prefix(&[Seat::ADMIN_MARK]).ok_or_else(|| malformed("not a change".to_owned()))?;
-    let record = envelope::decode::<ChangeRecord>(bytes).map_err(|error| malformed(error.to_string()))?;
+    let (shard, record) = ChangeRecord::decode(bytes).map_err(|error| malformed(error.to_string()))?;
+    if shard != inner.handler.shard() {
+        return Err(not_yet(shard));
+    }
     let hops = record.hops;
     let change = record.change().ok_or_else(|| malformed("no change of this version".to_owned()))?;
     tracing::info!(peer = %from, ?change, "a peer asks for a change of the cluster");

@@ -1,12 +1,13 @@
 //! A node's part in a cluster: it begins one or joins one, says how it stands, and changes who is in it.
 //!
 //! In this order: a [`Seat`] is made; the router is opened with its [`Seat::replicator`]; the transport with
-//! its [`Seat::handler`]; then [`Cluster::start`] puts both together. Nothing here knows QUIC or the protocols
-//! of clients.
+//! its [`Seat::handler`]; then [`Cluster::start`] puts both together. A node with several shards does so for each,
+//! with one transport, whose handler is that of their [`Seats`]. Nothing here knows QUIC or the protocols of clients.
 
 mod change;
 mod claims;
 mod seat;
+mod seats;
 mod status;
 mod succession;
 mod tail;
@@ -26,6 +27,7 @@ use tokio::sync::watch;
 
 pub use change::{Change, ChangeError};
 pub use seat::Seat;
+pub use seats::Seats;
 pub use status::{ClusterState, ClusterStatus, MemberRole, MemberStatus, Standing};
 pub use witness::{Witness, WitnessError};
 
@@ -284,6 +286,12 @@ impl Cluster {
     #[must_use]
     pub fn me(&self) -> PeerId {
         self.inner.me
+    }
+
+    /// Which shard it is of.
+    #[must_use]
+    pub fn shard(&self) -> ShardId {
+        self.inner.handler.shard()
     }
 
     /// How this node sees the cluster, and each change of that: who leads, whether there is a quorum.

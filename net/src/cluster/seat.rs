@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
-use beamlog_log::{Damage, Timestamp};
+use beamlog_log::{Damage, ShardId, Timestamp};
 use beamlog_router::replica::{Proposal, Replicator, Role};
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
@@ -119,6 +119,10 @@ impl Seat {
         request.first() == Some(&Self::ADMIN_MARK)
     }
 
+    pub(super) fn peers(&self) -> Arc<Peers> {
+        Arc::clone(&self.peers)
+    }
+
     pub(super) fn take_inbox(&mut self) -> Option<mpsc::UnboundedReceiver<Word>> {
         self.inbox.take()
     }
@@ -169,7 +173,7 @@ impl Replicator for Driver {
     }
 }
 
-struct Peers {
+pub(super) struct Peers {
     cluster: OnceLock<Weak<Inner>>,
     /// What peers may ask of before the cluster has started.
     shard: OnceLock<Weak<dyn Shard>>,
@@ -179,11 +183,16 @@ struct Peers {
 
 impl Peers {
     fn cluster(&self) -> Result<Arc<Inner>, Refusal> {
-        self.cluster.get().and_then(Weak::upgrade).ok_or_else(not_yet)
+        self.cluster.get().and_then(Weak::upgrade).ok_or_else(not_begun)
     }
 }
 
-fn not_yet() -> Refusal {
+/// Of a shard that this node has no part in, or not yet.
+pub(super) fn not_yet(shard: ShardId) -> Refusal {
+    Refusal { code: code::SHARD, reason: format!("this node has no part in shard {shard} now") }
+}
+
+fn not_begun() -> Refusal {
     Refusal { code: code::STOPPED, reason: "this node does not take part now".to_owned() }
 }
 
@@ -195,7 +204,7 @@ impl PeerHandler for Peers {
             if lane == Lane::Admin {
                 return change::asked(&cluster?, from, request).await;
             }
-            let Some(shard) = shard else { return Err(not_yet()) };
+            let Some(shard) = shard else { return Err(not_begun()) };
             let request = decode(shard.id(), request)?;
             if let Request::Have { index } = request {
                 let have = tail::have(&*shard, index).await;

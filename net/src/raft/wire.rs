@@ -246,13 +246,19 @@ impl Request {
         out.freeze()
     }
 
+    /// Which shard a request is about, before the rest of it is looked at.
+    ///
+    /// # Errors
+    /// It is not a request of this version.
+    pub fn shard_of(bytes: &Bytes) -> Result<ShardId, WireError> {
+        head(&mut Input(bytes.clone())).map(|(_kind, shard)| shard)
+    }
+
     /// # Errors
     /// It is not a request of this version, or one that no honest node sends.
     pub fn decode(bytes: Bytes) -> Result<(ShardId, Self), WireError> {
         let mut bytes = Input(bytes);
-        version(&mut bytes)?;
-        let kind = bytes.u8()?;
-        let shard = ShardId(bytes.u32()?);
+        let (kind, shard) = head(&mut bytes)?;
         let request = match kind {
             VOTE | PRE_VOTE => {
                 let vote = bytes.vote()?;
@@ -300,6 +306,11 @@ impl Request {
         bytes.end()?;
         Ok((shard, request))
     }
+}
+
+fn head(bytes: &mut Input) -> Result<(u8, ShardId), WireError> {
+    version(bytes)?;
+    Ok((bytes.u8()?, ShardId(bytes.u32()?)))
 }
 
 fn append(bytes: &mut Input) -> Result<Append, WireError> {

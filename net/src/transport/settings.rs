@@ -86,7 +86,7 @@ const STREAMS_MAX: u32 = 16;
 /// Of an edge: three tunnels for each of its links.
 const EDGE_STREAMS_MAX: u32 = 32;
 const STREAM_WINDOW: u32 = 4 << 20;
-const CONNECTION_WINDOW: u32 = 16 << 20;
+const CONNECTION_WINDOW: u32 = 24 << 20;
 
 /// Connections that are not through the handshake: above the first, an address proves itself first
 /// (Retry); above the second it is turned away.
@@ -263,8 +263,8 @@ mod tests {
                 },
                 "max_concurrent_uni_streams: 16",
                 "stream_receive_window: 4194304",
-                "receive_window: 16777216",
-                "send_window: 16777216",
+                "receive_window: 25165824",
+                "send_window: 25165824",
                 "datagram_receive_buffer_size: None",
             ] {
                 has(&server, setting);

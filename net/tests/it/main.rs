@@ -8,6 +8,7 @@ mod mesh;
 mod refused;
 mod replicate;
 mod sessions;
+mod shards;
 mod succession;
 mod support;
 mod tokens;

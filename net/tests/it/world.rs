@@ -5,7 +5,7 @@ use std::{future::IntoFuture, path::Path, sync::Arc, time::Duration};
 
 use beamlog_log::{Disk, OpenMode, Sequence, ShardId, SimDisk, sim_disk::Crash};
 use beamlog_net::{
-    cluster::{Change, ChangeError, Cluster, ClusterOptions, Member, Seat, Standing, Start},
+    cluster::{Change, ChangeError, Cluster, ClusterOptions, Member, Seat, Seats, Standing, Start},
     peer::PeerId,
 };
 use beamlog_router::{
@@ -29,6 +29,8 @@ pub(super) struct Node {
 pub(super) struct Live {
     pub(super) router: Router,
     pub(super) cluster: Cluster,
+    /// Where seats of other shards are added.
+    pub(super) seats: Seats,
 }
 
 pub(super) struct World {
@@ -145,7 +147,8 @@ impl World {
         )
         .unwrap();
         let me = PeerId::of_store(&router.node_id().0);
-        self.wires.plug(me, seat.handler(), seat.claims());
+        let seats = Seats::new(&seat);
+        self.wires.plug(me, seats.handler(), seat.claims());
         let cluster = Cluster::start(Start {
             seat,
             shard: ShardId(0),
@@ -158,7 +161,7 @@ impl World {
         })
         .await
         .unwrap();
-        Live { router, cluster }
+        Live { router, cluster, seats }
     }
 
     pub(super) fn router(&self, at: usize) -> &Router {
@@ -208,7 +211,7 @@ impl World {
 
     /// The process ends at once; the disk keeps what a power cut leaves.
     pub(super) async fn kill(&mut self, at: usize, crash: Crash) {
-        let Live { router, cluster } = self.nodes[at].live.take().unwrap();
+        let Live { router, cluster, seats: _ } = self.nodes[at].live.take().unwrap();
         self.wires.unplug(cluster.me());
         self.nodes[at].disk.crash(crash);
         // What is left of it in this process; it can write nothing that survives.
@@ -220,7 +223,7 @@ impl World {
 
     /// Ends in good order.
     pub(super) async fn stop(&mut self, at: usize) {
-        let Live { router, cluster } = self.nodes[at].live.take().unwrap();
+        let Live { router, cluster, seats: _ } = self.nodes[at].live.take().unwrap();
         self.wires.unplug(cluster.me());
         cluster.stop().await;
         drop(cluster);

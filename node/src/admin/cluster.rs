@@ -18,6 +18,11 @@ use crate::cluster::{self, Asked};
 #[serde(deny_unknown_fields)]
 struct Named {
     node: Option<String>,
+    /// Of a shard, which one; of the first when it is not said.
+    shard: Option<u8>,
+    /// Who is to hold a shard, or how many.
+    nodes: Option<Vec<String>>,
+    replicas: Option<u8>,
 }
 
 fn refused(status: StatusCode, reason: String) -> Response {
@@ -34,10 +39,7 @@ fn alone() -> Response {
 pub(super) async fn get(State(monitor): State<Arc<Monitor>>) -> Response {
     monitor.count("/cluster");
     match &monitor.cluster {
-        Some(node) => {
-            let held = monitor.served.as_ref().map(|served| served.held.streams());
-            Json(cluster::status(node, &held.unwrap_or_default())).into_response()
-        }
+        Some(node) => Json(cluster::status(node, monitor.served.as_ref())).into_response(),
         None => alone(),
     }
 }
@@ -53,7 +55,10 @@ pub(super) async fn post(
     }
     let Some(node) = &monitor.cluster else { return alone() };
     let Some(asked) = Asked::parse(&action) else {
-        return refused(StatusCode::NOT_FOUND, format!("{action:?} is not one of add, remove, transfer"));
+        return refused(
+            StatusCode::NOT_FOUND,
+            format!("{action:?} is not one of add, remove, transfer, shard"),
+        );
     };
     let named: Named = match serde_json::from_slice(&body) {
         Ok(named) => named,
@@ -61,8 +66,22 @@ pub(super) async fn post(
             return refused(StatusCode::BAD_REQUEST, format!("the body is not understood: {error}"));
         }
     };
-    match cluster::change(node, asked, named.node.as_deref()).await {
-        Ok(()) => Json::<Value>(json!({ "done": action, "node": named.node })).into_response(),
+    let done = match (asked, &monitor.served) {
+        (Asked::Shard, Some(served)) => match (named.shard, named.nodes.unwrap_or_default()) {
+            (None, nodes) => served.shards.add(nodes, named.replicas).await.map(Some),
+            (Some(number), nodes) => served.shards.set_nodes(number, nodes).await.map(|()| Some(number)),
+        },
+        (Asked::Transfer, Some(served)) if named.shard.is_some_and(|number| number != 0) => {
+            let number = named.shard.unwrap_or_default();
+            served.shards.transfer(number, named.node.as_deref()).await.map(|()| Some(number))
+        }
+        (Asked::Shard, None) => return alone(),
+        (asked, _) => cluster::change(node, asked, named.node.as_deref()).await.map(|()| named.shard),
+    };
+    match done {
+        Ok(shard) => {
+            Json::<Value>(json!({ "done": action, "node": named.node, "shard": shard })).into_response()
+        }
         Err(reason) => refused(StatusCode::CONFLICT, reason),
     }
 }

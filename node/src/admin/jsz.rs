@@ -9,8 +9,8 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use beamlog_nats::API_LEVEL;
 use beamlog_nats::jetstream::{ApiRequest, ClusterView, consumer_detail, stream_detail};
+use beamlog_router::RouterStats;
 use beamlog_router::api::request::{Request, Response as Answer, StreamInfo};
-use beamlog_router::{Router, RouterStats};
 use serde_json::{Value, json};
 
 use crate::admin::monitor::{Monitor, shown};
@@ -72,7 +72,7 @@ pub(super) async fn jsz(State(monitor): State<Arc<Monitor>>, query: Query) -> Re
     let with_accounts = query.boolean("accounts")? || with_streams;
     let offset = query.number("offset")?.unwrap_or(0);
     let is_ours = query.text("acc").is_none_or(|account| account == "$G");
-    let stats: Vec<RouterStats> = monitor.routers().map(Router::stats).collect();
+    let stats: Vec<RouterStats> = monitor.routers().map(|router| router.stats()).collect();
     let of_all = |figure: fn(&RouterStats) -> u64| stats.iter().map(figure).sum::<u64>();
     let mut value = stats_value(&monitor);
     let more = json!({

@@ -66,10 +66,10 @@ impl Monitor {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The routers of this node: that of the cluster or of the node alone, and that of what it holds alone.
-    pub(super) fn routers(&self) -> impl Iterator<Item = &Router> {
-        let held = self.served.as_ref().and_then(|served| served.held.router());
-        std::iter::once(&self.router).chain(held)
+    /// The routers of this node: that of the cluster or of the node alone, and those of its other shards.
+    pub(super) fn routers(&self) -> impl Iterator<Item = Router> {
+        let others = self.served.as_ref().map(Served::routers).unwrap_or_default();
+        std::iter::once(self.router.clone()).chain(others)
     }
 
     /// The worst of them.
@@ -81,7 +81,7 @@ impl Monitor {
             Health::LogFailed { .. } => 3,
             Health::Closed => 4,
         };
-        self.routers().map(Router::health).max_by_key(severity).unwrap_or(Health::Serving)
+        self.routers().map(|router| router.health()).max_by_key(severity).unwrap_or(Health::Serving)
     }
 
     pub(super) fn uptime(&self) -> Duration {

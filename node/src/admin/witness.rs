@@ -53,7 +53,7 @@ impl WitnessAdmin {
 }
 
 async fn status(State(node): State<NodeCluster>) -> Response {
-    Json(cluster::status(&node, &[])).into_response()
+    Json(cluster::status(&node, None)).into_response()
 }
 
 /// 200 while it votes, or waits to be let.

@@ -43,7 +43,7 @@ impl NodeCluster {
             .collect();
         ClusterView {
             name: self.certificates.current().identity.cluster.clone(),
-            group: "shard-0".to_owned(),
+            group: format!("shard-{}", self.cluster.shard()),
             leader: status
                 .members
                 .iter()
@@ -101,7 +101,7 @@ async fn tell_clients(node: NodeCluster, server: Weak<Server>) {
 
 /// Advisories of a new leader, and of one that has lost its quorum. What is there is looked at while there is a
 /// quorum: afterwards nobody can say.
-async fn tell_events(node: NodeCluster, router: Router) {
+pub(super) async fn tell_events(node: NodeCluster, router: Router) {
     let wire = NatsWire::new();
     let mut states = node.cluster.state();
     let mut streams = Vec::new();

@@ -1,5 +1,5 @@
-//! JetStream in a cluster: the node that leads answers, or of a stream with one replica the node that holds it; at
-//! every other node requests find them through the mesh.
+//! JetStream in a cluster: the node that leads answers, or of a stream in another shard the node that leads that or
+//! holds it alone; at every other node requests find them through the mesh.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,12 +8,15 @@ use std::sync::{Arc, OnceLock, Weak};
 use beamlog_nats::JetStream;
 use beamlog_nats::jetstream::{Api, ApiRequest, Call, FromPeers, Handled, parse_request, stream_named};
 use beamlog_net::mesh::{MeshMessage, StreamGate};
+use beamlog_router::api::error::ApiError;
 use beamlog_router::api::request::Request;
 use beamlog_router::interest::{Envelope, Interest, PeerTarget, RouteCache};
-use beamlog_router::{Full, PublishBatch, StreamId};
+use beamlog_router::stream::StreamConfig;
+use beamlog_router::{Full, PublishBatch, ShardKind, StreamId};
 
 use crate::cluster::held::{Held, of_stream, send_to};
 use crate::cluster::lists::{self, Lists};
+use crate::cluster::shards::{Placed, Shards};
 
 const CREATE: &[u8] = b"$JS.API.STREAM.CREATE.";
 
@@ -23,6 +26,7 @@ pub(crate) struct ClusterApi {
     from_peers: FromPeers,
     leads: AtomicBool,
     held: OnceLock<Held>,
+    shards: OnceLock<Shards>,
 }
 
 /// The shard that every voter has, where it is led.
@@ -43,13 +47,26 @@ impl ClusterApi {
     pub(crate) fn new(api: Api, lists: Lists, interest: Arc<Interest>) -> Self {
         let common = Arc::new(Common { api, interest: Arc::clone(&interest), lists });
         let from_peers = FromPeers::start(Arc::clone(&common) as Arc<dyn JetStream>, interest);
-        Self { common, from_peers, leads: AtomicBool::new(false), held: OnceLock::new() }
+        Self {
+            common,
+            from_peers,
+            leads: AtomicBool::new(false),
+            held: OnceLock::new(),
+            shards: OnceLock::new(),
+        }
     }
 
-    /// What this node holds alone: from now on streams with one replica can be made here.
-    pub(crate) fn with_held(&self, held: Held) {
+    /// What this node holds alone, and its part in other shards: from now on streams of these can be made here.
+    pub(crate) fn with_others(&self, held: Held, shards: Shards) {
         // Set once, when the node starts.
         drop(self.held.set(held));
+        drop(self.shards.set(shards));
+    }
+
+    /// What has the stream here, if it is not in the cluster's first shard.
+    fn holder(&self, stream: &str) -> Option<Held> {
+        let held = self.held.get().filter(|held| held.has(stream)).cloned();
+        held.or_else(|| self.shards.get()?.holder(stream))
     }
 
     pub(super) fn set_leads(&self, leads: bool) {
@@ -84,11 +101,10 @@ impl ClusterApi {
         Handled::Done
     }
 
-    /// As [`JetStream::handle`], of a stream with one replica; `None` when it is not about one.
+    /// As [`JetStream::handle`], of a stream that is not in the cluster's first shard; `None` when it is not about one.
     fn handle_held(&self, request: &ApiRequest<'_>) -> Option<Handled> {
-        let held = self.held.get()?;
         let stream = stream_named(request.subject)?;
-        if held.has(stream) {
+        if let Some(held) = self.holder(stream) {
             if held.handle(request) == Handled::Full {
                 return Some(Handled::Full);
             }
@@ -99,15 +115,26 @@ impl ClusterApi {
             let call = parse_request(request.subject, request.headers, request.payload);
             let Call::Engine { request: wanted, form } = call else { return None };
             let Request::CreateStream(config) = *wanted else { return None };
-            if config.replicas != 1 {
-                return None;
-            }
-            if let Err(error) = held.place(&config, request) {
-                self.common.api.tell(request.reply, form, &Err(error));
+            match self.place(&config, request) {
+                Ok(true) => {}
+                Ok(false) => return None,
+                Err(error) => self.common.api.tell(request.reply, form, &Err(error)),
             }
         }
         self.common.let_listen(request);
         Some(Handled::Elsewhere)
+    }
+}
+
+impl ClusterApi {
+    /// Sends a request for a new stream to where it is to be. Whether that is not the first shard.
+    fn place(&self, config: &StreamConfig, request: &ApiRequest<'_>) -> Result<bool, ApiError> {
+        let (Some(held), Some(shards)) = (self.held.get(), self.shards.get()) else { return Ok(false) };
+        match shards.place(config, request)? {
+            Placed::Sent => Ok(true),
+            Placed::Elsewhere if config.replicas == 1 => held.place(config, request).map(|()| true),
+            Placed::First | Placed::Elsewhere => Ok(false),
+        }
     }
 }
 
@@ -178,7 +205,8 @@ impl JetStream for Common {
     }
 }
 
-/// What leads from the streams of one node to the shard of all: a request that is for a stream there.
+/// What leads from the streams of other shards to the shard of all: a request that is for a stream there.
+#[derive(Clone)]
 pub(crate) struct Onwards(Weak<ClusterApi>);
 
 impl Onwards {
@@ -201,10 +229,15 @@ impl StreamGate for ClusterApi {
     }
 
     fn captured(&self, stream: StreamId, message: &MeshMessage<'_>) {
-        if self.held.get().is_some_and(|held| held.takes(stream, message)) {
-            return;
+        // By a way of its own for each shard: one that is full does not hold up the others.
+        let (held, shards) = (self.held.get(), self.shards.get());
+        match (ShardKind::of(stream), held, shards) {
+            (ShardKind::Local, Some(held), _) => held.publish(stream, message),
+            (ShardKind::Numbered(number), _, Some(shards)) => shards.publish(number, stream, message),
+            (ShardKind::Common, ..) | (ShardKind::Local, None, _) | (ShardKind::Numbered(_), _, None) => {
+                let MeshMessage { subject, reply, headers, payload, .. } = *message;
+                self.from_peers.publish(stream, subject, reply, headers, payload);
+            }
         }
-        let MeshMessage { subject, reply, headers, payload, .. } = *message;
-        self.from_peers.publish(stream, subject, reply, headers, payload);
     }
 }

@@ -1,17 +1,19 @@
-//! The catalogue of streams that one node holds alone. Its entries are records of the shard that every voter has; the
-//! node that leads answers for them, and the others ask it through the mesh.
+//! The catalogue of streams in other shards, and of those shards. Its entries are records of the shard that every
+//! voter has; the node that leads answers for them, and the others ask it through the mesh.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use beamlog_net::cluster::MemberRole;
 use beamlog_router::Router;
-use beamlog_router::api::catalogue::{CatalogueAnswer, CatalogueRequest};
+use beamlog_router::api::catalogue::{CatalogueAnswer, CatalogueRequest, ListedMember};
 use beamlog_router::api::error::ApiError;
-use beamlog_router::api::request::Reservation;
+use beamlog_router::api::request::{ClusterShard, Reservation, ShardList};
 use beamlog_router::interest::{Envelope, Interest, Offered, RouteCache, Subscriber, SubscriptionKey};
 use bytes::Bytes;
 use tracing::warn;
 
+use crate::cluster::NodeCluster;
 use crate::core_messages;
 
 /// The name of who leads, and the subject that a request shows: a client's message shows the one that it goes by, so
@@ -30,12 +32,13 @@ pub(super) struct Desk {
 
 struct Answering {
     router: Router,
+    member: NodeCluster,
 }
 
 impl Desk {
-    pub(super) fn open(router: &Router) -> Self {
+    pub(super) fn open(router: &Router, member: &NodeCluster) -> Self {
         let interest = Arc::clone(router.interest());
-        let answering = Arc::new(Answering { router: router.clone() });
+        let answering = Arc::new(Answering { router: router.clone(), member: member.clone() });
         let key = interest.subscribe(NAME, None, answering, 0).expect("a legal filter");
         Self { interest, key }
     }
@@ -62,7 +65,8 @@ impl Subscriber for Answering {
         let reply = Bytes::copy_from_slice(message.reply);
         let interest = Arc::clone(self.router.interest());
         let wanted = request.request();
-        let then = move |answer| match request.answer(answer).encode() {
+        let member = self.member.clone();
+        let then = move |answer| match request.answer(answer, || members(&member)).encode() {
             Ok(payload) => {
                 let envelope =
                     Envelope { subject: &reply, reply: b"", headers: b"", payload: &payload, origin: 0 };
@@ -78,6 +82,19 @@ impl Subscriber for Answering {
     }
 
     fn flush(&self) {}
+}
+
+/// The data nodes of the cluster that vote.
+fn members(node: &NodeCluster) -> Vec<ListedMember> {
+    let members = node.cluster.status().members.into_iter();
+    members
+        .filter(|member| member.role == MemberRole::Voter && !member.member.witness)
+        .map(|member| ListedMember {
+            peer: member.id.0,
+            name: member.member.name,
+            address: member.member.address,
+        })
+        .collect()
 }
 
 async fn ask(router: &Router, request: &CatalogueRequest) -> Result<CatalogueAnswer, ApiError> {
@@ -104,15 +121,16 @@ async fn ask(router: &Router, request: &CatalogueRequest) -> Result<CatalogueAns
 pub(super) async fn reserve(router: &Router, reservation: Reservation) -> Result<Reservation, ApiError> {
     match ask(router, &CatalogueRequest::Reserve(reservation)).await? {
         CatalogueAnswer::Reserved(in_force) => Ok(in_force),
-        CatalogueAnswer::Released | CatalogueAnswer::Page { .. } | CatalogueAnswer::Refused(_) => {
-            Err(ApiError::NotLeader)
-        }
+        CatalogueAnswer::Released
+        | CatalogueAnswer::Page { .. }
+        | CatalogueAnswer::Shards { .. }
+        | CatalogueAnswer::Refused(_) => Err(ApiError::NotLeader),
     }
 }
 
-pub(super) async fn release(router: &Router, stream: &str, store: &str) -> Result<(), ApiError> {
+pub(super) async fn release(router: &Router, stream: &str, store: &str, term: u64) -> Result<(), ApiError> {
     let (stream, store) = (stream.to_owned(), store.to_owned());
-    ask(router, &CatalogueRequest::Release { stream, store }).await.map(drop)
+    ask(router, &CatalogueRequest::Release { stream, store, term }).await.map(drop)
 }
 
 /// All reservations of a store.
@@ -128,9 +146,36 @@ pub(super) async fn of_store(router: &Router, store: &str) -> Result<Vec<Reserva
                     return Ok(found);
                 }
             }
-            CatalogueAnswer::Reserved(_) | CatalogueAnswer::Released | CatalogueAnswer::Refused(_) => {
-                return Err(ApiError::NotLeader);
-            }
+            CatalogueAnswer::Reserved(_)
+            | CatalogueAnswer::Released
+            | CatalogueAnswer::Shards { .. }
+            | CatalogueAnswer::Refused(_) => return Err(ApiError::NotLeader),
         }
+    }
+}
+
+/// The shards beside the first, and who may be in them.
+pub(super) async fn shards(router: &Router) -> Result<(ShardList, Vec<ListedMember>), ApiError> {
+    listed(router, &CatalogueRequest::Shards).await
+}
+
+/// Lists a new shard, or other nodes of one.
+pub(super) async fn put_shard(
+    router: &Router,
+    shard: ClusterShard,
+) -> Result<(ShardList, Vec<ListedMember>), ApiError> {
+    listed(router, &CatalogueRequest::PutShard(shard)).await
+}
+
+async fn listed(
+    router: &Router,
+    request: &CatalogueRequest,
+) -> Result<(ShardList, Vec<ListedMember>), ApiError> {
+    match ask(router, request).await? {
+        CatalogueAnswer::Shards { list, members } => Ok((list, members)),
+        CatalogueAnswer::Reserved(_)
+        | CatalogueAnswer::Released
+        | CatalogueAnswer::Page { .. }
+        | CatalogueAnswer::Refused(_) => Err(ApiError::NotLeader),
     }
 }

@@ -1,5 +1,6 @@
-//! Streams that this node holds alone: those with one replica. They are in a store of their own beside that of the
-//! cluster, with a driver of their own, so that their acks wait for this node's disk and nobody else's.
+//! Streams that this node holds: those with one replica, which it holds alone, and those of a shard of the cluster
+//! while it leads that. The first are in a store of their own beside that of the cluster, with a driver of their own,
+//! so that their acks wait for this node's disk and nobody else's; the others wait for a quorum of their shard.
 //!
 //! Who has which name and which subjects is decided in the catalogue. One task makes all changes here, in turn; and now
 //! and then it compares with the catalogue, for what was cut off by a crash or happened while this node was away.
@@ -9,7 +10,8 @@ mod changes;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 
 use beamlog_log::{CloseError, StdDisk};
 use beamlog_nats::JetStream;
@@ -19,12 +21,13 @@ use beamlog_nats::jetstream::{
 use beamlog_net::mesh::MeshMessage;
 use beamlog_net::peer::PeerId;
 use beamlog_router::api::error::ApiError;
-use beamlog_router::api::request::{Request, Response};
+use beamlog_router::api::request::{Request, Reservation, Response};
 use beamlog_router::interest::{Envelope, Interest, Offered, RouteCache, Subscriber, SubscriptionKey};
+use beamlog_router::replica::Role;
 use beamlog_router::stream::StreamConfig;
 use beamlog_router::{Full, Health, OpenError, PublishBatch, Router, RouterOptions, StreamId};
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::cluster::NodeCluster;
 use crate::cluster::api::Onwards;
@@ -35,6 +38,8 @@ const CHANGES_MAX: usize = 1024;
 /// The names of the node that holds a stream, and of a node that is to hold one.
 const OF_STREAM: &str = "_BEAMLOG.STREAM.";
 const OF_NODE: &str = "_BEAMLOG.NODE.";
+/// That of the node that leads a shard.
+const OF_SHARD: &str = "_BEAMLOG.SHARD.";
 
 pub(super) fn of_stream(stream: &str) -> String {
     format!("{OF_STREAM}{stream}")
@@ -42,6 +47,16 @@ pub(super) fn of_stream(stream: &str) -> String {
 
 pub(super) fn of_node(peer: PeerId) -> String {
     format!("{OF_NODE}{peer}")
+}
+
+/// Whoever leads the shard.
+pub(super) fn of_shard(number: u8) -> String {
+    format!("{OF_SHARD}{number}")
+}
+
+/// This node, while it leads the shard.
+pub(super) fn of_shard_at(number: u8, peer: PeerId) -> String {
+    format!("{OF_SHARD}{number}.{peer}")
 }
 
 /// Sends a request on as it is, to who has the name. Whether somebody has it.
@@ -61,8 +76,7 @@ struct Inner {
     main: Router,
     main_api: Api,
     member: NodeCluster,
-    folder: PathBuf,
-    options: RouterOptions,
+    place: Place,
     /// Since the first stream.
     store: OnceLock<Store>,
     /// What is here, and by what it is found.
@@ -71,6 +85,23 @@ struct Inner {
     door: Arc<Door>,
     /// Finds the other way for a stream that is not here.
     onwards: Onwards,
+}
+
+/// By what streams are here.
+enum Place {
+    /// Held by this node alone, in a store that is made with the first one.
+    Node { folder: PathBuf, options: RouterOptions },
+    /// Of a shard, whose voters they are.
+    Shard(OfShard),
+}
+
+struct OfShard {
+    number: u8,
+    role: watch::Receiver<Role>,
+    /// How many voters it is to have; 0 is not known yet.
+    wanted: AtomicUsize,
+    /// By what it is found while this node leads.
+    keys: Mutex<Vec<SubscriptionKey>>,
 }
 
 /// The open store.
@@ -173,15 +204,75 @@ impl Held {
             let inside = Arc::new(Inside(Weak::clone(inner)));
             let door = Arc::new(Door(FromPeers::start(inside, Arc::clone(main.interest()))));
             let (store, streams) = (OnceLock::new(), RwLock::default());
-            Inner { main, main_api, member, folder, options, store, streams, changes, door, onwards }
+            let place = Place::Node { folder: folder.clone(), options };
+            Inner { main, main_api, member, place, store, streams, changes, door, onwards }
         }));
-        if held.0.folder.exists() {
+        if folder.exists() {
             held.open().await?;
         }
         let peer = held.0.member.cluster.me();
         held.listen_by(&of_node(peer));
         tokio::spawn(changes::make(Arc::downgrade(&held.0), waiting));
         Ok(held)
+    }
+
+    /// What this node holds of a shard, whose part of the node this is. Within a tokio runtime.
+    pub(super) fn start_shard(
+        (main, main_api): (Router, Api),
+        member: NodeCluster,
+        number: u8,
+        router: Router,
+        onwards: Onwards,
+    ) -> Self {
+        let (changes, waiting) = mpsc::channel(CHANGES_MAX);
+        let api = Api::new(router.clone(), member.member.name.clone());
+        let seen = member.clone();
+        api.placed_by(Box::new(move || seen.view()));
+        let store = OnceLock::from(Store { router, api, id: Reservation::store_of_shard(number) });
+        let role = member.role();
+        let held = Self(Arc::new_cyclic(|inner| {
+            let inside = Arc::new(Inside(Weak::clone(inner)));
+            let door = Arc::new(Door(FromPeers::start(inside, Arc::clone(main.interest()))));
+            let (wanted, keys) = (AtomicUsize::new(0), Mutex::default());
+            let place = Place::Shard(OfShard { number, role: role.clone(), wanted, keys });
+            let streams = RwLock::default();
+            Inner { main, main_api, member, place, store, streams, changes, door, onwards }
+        }));
+        tokio::spawn(changes::make(Arc::downgrade(&held.0), waiting));
+        tokio::spawn(follow_role(Arc::downgrade(&held.0), role));
+        held
+    }
+
+    /// How many voters its shard is to have.
+    pub(super) fn expect_voters(&self, count: usize) {
+        if let Place::Shard(shard) = &self.0.place {
+            shard.wanted.store(count, Ordering::Relaxed);
+        }
+    }
+
+    /// Everybody is told which streams of the shard are here now.
+    async fn lead(&self, shard: &OfShard) {
+        let (Some(store), me) = (self.0.store.get(), self.0.member.cluster.me()) else { return };
+        // Who leads no more is told that next.
+        let Ok(streams) = names(&store.router).await else { return };
+        for stream in streams {
+            self.found(&stream);
+        }
+        let mut keys = shard.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        if keys.is_empty() {
+            let names = [of_shard(shard.number), of_shard_at(shard.number, me)];
+            keys.extend(names.iter().map(|name| self.listen_by(name)));
+        }
+    }
+
+    /// Another node has them, or none.
+    fn resign(&self, shard: &OfShard) {
+        let mut keys = std::mem::take(&mut *shard.keys.lock().unwrap_or_else(PoisonError::into_inner));
+        let streams = std::mem::take(&mut *self.0.streams.write().unwrap_or_else(PoisonError::into_inner));
+        keys.extend(streams.into_values());
+        for key in keys {
+            self.0.main.interest().unsubscribe(&key);
+        }
     }
 
     /// Whether it has the stream.
@@ -233,14 +324,10 @@ impl Held {
         }
     }
 
-    /// Takes a publish of a peer, if a stream that is here captures it.
-    pub(super) fn takes(&self, stream: StreamId, message: &MeshMessage<'_>) -> bool {
+    /// Takes a publish of a peer, which a stream that is here captures.
+    pub(super) fn publish(&self, stream: StreamId, message: &MeshMessage<'_>) {
         let MeshMessage { subject, reply, headers, payload, .. } = *message;
-        let is_here = self.0.main.is_beside(stream);
-        if is_here {
-            self.0.door.0.publish(stream, subject, reply, headers, payload);
-        }
-        is_here
+        self.0.door.0.publish(stream, subject, reply, headers, payload);
     }
 
     /// A request for a stream that is here, or is to be.
@@ -279,8 +366,8 @@ impl Held {
         if let Some(store) = self.0.store.get() {
             return Ok(store);
         }
-        let Inner { main, folder, options, .. } = &*self.0;
-        let (main, folder, options) = (main.clone(), folder.clone(), options.clone());
+        let Place::Node { folder, options } = &self.0.place else { unreachable!("that of a shard is open") };
+        let (main, folder, options) = (self.0.main.clone(), folder.clone(), options.clone());
         let opening = tokio::task::spawn_blocking(move || {
             main.open_beside(&folder, Arc::new(StdDisk), &options, Arc::new(NatsWire::new()))
         });
@@ -289,7 +376,8 @@ impl Held {
         let member = self.0.member.clone();
         api.placed_by(Box::new(move || view(&member)));
         let id = router.node_id().to_string();
-        for stream in names(&router).await {
+        // It answers until it has failed, and then for nothing.
+        for stream in names(&router).await.unwrap_or_default() {
             self.found(&stream);
         }
         Ok(self.0.store.get_or_init(|| Store { router, api, id }))
@@ -334,18 +422,39 @@ fn view(member: &NodeCluster) -> ClusterView {
     }
 }
 
+/// Tells what is here whenever this node begins to lead the shard, and that nothing is when it ends to.
+async fn follow_role(inner: Weak<Inner>, mut role: watch::Receiver<Role>) {
+    loop {
+        let leads = matches!(*role.borrow_and_update(), Role::Leader { .. });
+        let Some(held) = inner.upgrade().map(Held) else { return };
+        let Place::Shard(shard) = &held.0.place else { return };
+        if leads {
+            held.lead(shard).await;
+        } else {
+            held.resign(shard);
+        }
+        drop(held);
+        if role.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 /// All streams of a router.
-async fn names(router: &Router) -> Vec<String> {
+///
+/// # Errors
+/// It does not say all of them: perhaps it does not lead any more.
+async fn names(router: &Router) -> Result<Vec<String>, ApiError> {
     let mut found = Vec::new();
     loop {
-        let Ok(ticket) = router.request(Request::StreamNames { subject: None, offset: found.len() }) else {
-            return found;
+        let request = Request::StreamNames { subject: None, offset: found.len() };
+        let Response::Names(page) = changes::ask(router, request).await? else {
+            return Err(ApiError::BadRequest);
         };
-        let Ok(Response::Names(page)) = ticket.await else { return found };
         let is_last = page.items.is_empty() || found.len() + page.items.len() >= page.total;
         found.extend(page.items);
         if is_last {
-            return found;
+            return Ok(found);
         }
     }
 }

@@ -78,7 +78,7 @@ pub(super) async fn tell_role(node: NodeCluster, router: Router, mesh: Mesh, api
         // The API first: what the mesh then brings here is served.
         api.set_leads(leads);
         mesh.set_leader(leads);
-        desk = leads.then(|| desk.take().unwrap_or_else(|| Desk::open(&router)));
+        desk = leads.then(|| desk.take().unwrap_or_else(|| Desk::open(&router, &node)));
         if role.changed().await.is_err() {
             return;
         }

@@ -7,6 +7,7 @@ mod catalogue;
 mod held;
 mod keeper;
 mod lists;
+mod shards;
 mod shown;
 
 use std::net::SocketAddr;
@@ -15,7 +16,9 @@ use std::sync::Arc;
 
 use beamlog_log::ShardId;
 use beamlog_net::certificates::{CertificateFiles, Certificates, LoadError};
-use beamlog_net::cluster::{Cluster, ClusterOptions as Timing, Member, Seat, Start, StartWitness, Witness};
+use beamlog_net::cluster::{
+    Cluster, ClusterOptions as Timing, Member, Seat, Seats, Start, StartWitness, Witness,
+};
 use beamlog_net::mesh::Mesh;
 use beamlog_net::peer::{ByLane, Lane, PeerHandler, PeerId, PeerTransport, Role as Of};
 use beamlog_net::transport::{BindError, Kind, Transport, TransportOptions};
@@ -27,6 +30,8 @@ pub(crate) use announce::announce;
 pub(crate) use api::{ClusterApi, Onwards};
 pub(crate) use held::Held;
 pub(crate) use lists::Lists;
+pub(crate) use shards::Shards;
+pub use shards::{MarkError, ShardError};
 pub(crate) use shown::{Asked, change, status};
 
 /// The shard that every voter has.
@@ -58,6 +63,8 @@ pub enum ClusterError {
     Bind(#[from] BindError),
     #[error(transparent)]
     Start(#[from] beamlog_net::cluster::StartError),
+    #[error(transparent)]
+    Shard(#[from] ShardError),
 }
 
 impl ClusterError {
@@ -71,7 +78,13 @@ impl ClusterError {
             }
             Self::Role { role: Of::Node | Of::Edge, .. } => "make one with `beamlog cert node --witness`",
             Self::Bind(_) => "choose another --cluster-listen, or stop who uses it",
-            Self::Start(_) => "`beamlog store check` says whether the store is whole",
+            Self::Start(_) | Self::Shard(ShardError::Open { .. }) => {
+                "`beamlog store check` says whether the store is whole"
+            }
+            Self::Shard(ShardError::Mark(MarkError::Lost { .. })) => {
+                "restore the folder, or begin as a new node: `beamlog cluster remove` it, and start it with an empty --data-dir"
+            }
+            Self::Shard(ShardError::Mark(_)) => "check that this user may read and write there, and the disk",
         }
     }
 }
@@ -88,15 +101,25 @@ pub(crate) struct Prepared {
 pub(crate) struct Served {
     pub(crate) api: Arc<ClusterApi>,
     pub(crate) held: Held,
+    pub(crate) shards: Shards,
 }
 
-/// A running part in a cluster.
+impl Served {
+    /// The stores beside the first.
+    pub(crate) fn routers(&self) -> Vec<Router> {
+        self.held.router().cloned().into_iter().chain(self.shards.routers()).collect()
+    }
+}
+
+/// A running part in a cluster: in its first shard, or in another.
 #[derive(Clone)]
 pub(crate) struct NodeCluster {
     pub(crate) cluster: Cluster,
     pub(crate) transport: Transport,
     pub(crate) certificates: Certificates,
     pub(crate) member: Member,
+    /// Where peers find the shards of this node.
+    seats: Seats,
     /// How clients reach this node.
     clients: Option<String>,
 }
@@ -134,10 +157,11 @@ impl Prepared {
         let (transport, member) = self.bind(me)?;
         let Self { options, certificates, seat } = self;
         let peers: Arc<dyn PeerTransport> = Arc::new(transport.clone());
+        let seats = Seats::new(&seat);
         let mesh = Mesh::new(Arc::clone(router.interest()), Arc::clone(api) as _);
         mesh.attach(Arc::clone(&peers));
         let handlers: Vec<(&'static [Lane], Arc<dyn PeerHandler>)> =
-            vec![(Seat::LANES, seat.handler()), (&[Lane::Mesh], Arc::new(mesh.clone()))];
+            vec![(Seat::LANES, seats.handler()), (&[Lane::Mesh], Arc::new(mesh.clone()))];
         transport.start(Arc::new(ByLane::new(handlers)));
         let start = Start {
             seat,
@@ -150,7 +174,7 @@ impl Prepared {
         };
         let cluster = Cluster::start(start).await?;
         let clients = options.clients;
-        let node = NodeCluster { cluster, transport, certificates, member, clients };
+        let node = NodeCluster { cluster, transport, certificates, member, seats, clients };
         tokio::spawn(keeper::tell_role(node.clone(), router.clone(), mesh, Arc::clone(api)));
         keeper::keep(node.clone(), options.join);
         Ok(node)
@@ -161,11 +185,12 @@ impl Prepared {
         let me = PeerId::of_store(&witness.node_id().0);
         let (transport, member) = self.bind(me)?;
         let Self { options, certificates, seat } = self;
-        transport.start(Arc::new(ByLane::new(vec![(Seat::LANES, seat.handler())])));
+        let seats = Seats::new(&seat);
+        transport.start(Arc::new(ByLane::new(vec![(Seat::LANES, seats.handler())])));
         let peers: Arc<dyn PeerTransport> = Arc::new(transport.clone());
         let start = StartWitness { seat, me, witness, transport: peers, options: Timing::default() };
         let cluster = Cluster::start_witness(start).await?;
-        let node = NodeCluster { cluster, transport, certificates, member, clients: None };
+        let node = NodeCluster { cluster, transport, certificates, member, seats, clients: None };
         keeper::keep(node.clone(), options.join);
         Ok(node)
     }

@@ -4,7 +4,7 @@ use beamlog_net::cluster::{Change, ChangeError, ClusterStatus, MemberRole, Stand
 use beamlog_net::peer::PeerId;
 use serde_json::{Value, json};
 
-use crate::cluster::NodeCluster;
+use crate::cluster::{NodeCluster, Served};
 
 /// Entries behind which a member is called out.
 const LAG_MAX: u64 = 10_000;
@@ -15,6 +15,8 @@ pub(crate) enum Asked {
     Add,
     Remove,
     Transfer,
+    /// A new shard, or other nodes for one.
+    Shard,
 }
 
 impl Asked {
@@ -23,15 +25,19 @@ impl Asked {
             "add" => Some(Self::Add),
             "remove" => Some(Self::Remove),
             "transfer" => Some(Self::Transfer),
+            "shard" => Some(Self::Shard),
             _ => None,
         }
     }
 }
 
-/// The page; `held` are the streams that the node holds alone.
-pub(crate) fn status(node: &NodeCluster, held: &[String]) -> Value {
+/// The page; `served` is what of its streams is in other shards than the first.
+pub(crate) fn status(node: &NodeCluster, served: Option<&Served>) -> Value {
     let status = node.cluster.status();
-    let problems = problems(&status);
+    let mut problems = problems(&status);
+    let held = served.map(|served| served.held.streams()).unwrap_or_default();
+    let (shards, of_shards) = served.map(|served| served.shards.page()).unwrap_or_default();
+    problems.extend(of_shards);
     let members: Vec<Value> = status
         .members
         .iter()
@@ -71,10 +77,19 @@ pub(crate) fn status(node: &NodeCluster, held: &[String]) -> Value {
         "problems": problems,
         "members": members,
         "held": held,
+        "shards": shards,
     })
 }
 
-fn standing(standing: &Standing) -> String {
+/// The names of those who vote, in order.
+pub(super) fn voters(status: &ClusterStatus) -> Vec<String> {
+    let voters = status.members.iter().filter(|member| member.role == MemberRole::Voter);
+    let mut names: Vec<String> = voters.map(|member| member.member.name.clone()).collect();
+    names.sort();
+    names
+}
+
+pub(super) fn standing(standing: &Standing) -> String {
     match standing {
         Standing::Waiting => "waiting".to_owned(),
         Standing::Learner => "learner".to_owned(),
@@ -143,6 +158,7 @@ pub(crate) async fn change(node: &NodeCluster, asked: Asked, named: Option<&str>
         }
         Asked::Remove => Change::Remove { id: of_members(needed()?)? },
         Asked::Transfer => Change::Transfer { to: named.map(of_members).transpose()? },
+        Asked::Shard => return Err("a shard is not a change of members".to_owned()),
     };
     node.cluster.change(change).await.map_err(|error: ChangeError| error.to_string())
 }

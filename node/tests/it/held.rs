@@ -17,7 +17,7 @@ const NAMES: &[&str] = &["n1", "n2", "n3"];
 const HOLDER: usize = 1;
 
 /// What the API says: the document, or the code of the error.
-async fn ask(context: &Context, subject: &str, body: Value) -> Result<Value, u64> {
+pub(crate) async fn ask(context: &Context, subject: &str, body: Value) -> Result<Value, u64> {
     match context.request(subject.to_owned(), &body).await {
         Ok(Response::Ok::<Value>(document)) => Ok(document),
         Ok(Response::Err { error }) => Err(error.error_code().0),
@@ -26,27 +26,27 @@ async fn ask(context: &Context, subject: &str, body: Value) -> Result<Value, u64
     }
 }
 
-async fn create(context: &Context, name: &str, subject: &str, more: Value) -> Result<Value, u64> {
+pub(crate) async fn create(context: &Context, name: &str, subject: &str, more: Value) -> Result<Value, u64> {
     let mut body = json!({ "name": name, "subjects": [subject] });
     body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     ask(context, &format!("STREAM.CREATE.{name}"), body).await
 }
 
-async fn info(context: &Context, name: &str) -> Result<Value, u64> {
+pub(crate) async fn info(context: &Context, name: &str) -> Result<Value, u64> {
     ask(context, &format!("STREAM.INFO.{name}"), Value::Null).await
 }
 
-async fn names(context: &Context) -> Value {
+pub(crate) async fn names(context: &Context) -> Value {
     patiently("names", async || ask(context, "STREAM.NAMES", json!({})).await.ok()).await["streams"].take()
 }
 
-async fn publish(context: &Context, subject: &str, text: &str) -> Option<u64> {
+pub(crate) async fn publish(context: &Context, subject: &str, text: &str) -> Option<u64> {
     let sent = context.publish(subject.to_owned(), text.to_owned().into()).await.ok()?;
     sent.await.ok().map(|ack| ack.sequence)
 }
 
 /// The streams that a list has, and those that it misses.
-fn listed(list: &Value) -> (Vec<&str>, Vec<&str>) {
+pub(crate) fn listed(list: &Value) -> (Vec<&str>, Vec<&str>) {
     let streams = list["streams"].as_array().into_iter().flatten();
     let missing = list["missing"].as_array().into_iter().flatten();
     (

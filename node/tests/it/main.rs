@@ -22,6 +22,7 @@ mod regressed;
 mod repository;
 mod running;
 mod serve;
+mod shards;
 mod site;
 mod tidy;
 mod witness;

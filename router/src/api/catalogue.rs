@@ -5,7 +5,7 @@ use beamlog_log::envelope::{self, DecodeError, EncodeError, Enveloped};
 use wincode::{SchemaRead, SchemaWrite};
 
 use crate::api::error::ApiError;
-use crate::api::request::{Answer, Request, Reservation, Response};
+use crate::api::request::{Answer, ClusterShard, Request, Reservation, Response, ShardList};
 
 /// Reservations of one page, and bytes of their subjects.
 const PAGE: usize = 1000;
@@ -17,9 +17,13 @@ pub enum CatalogueRequest {
     /// [`Request::Reserve`].
     Reserve(Reservation),
     /// [`Request::Release`].
-    Release { stream: String, store: String },
+    Release { stream: String, store: String, term: u64 },
     /// The reservations of a store behind a name, in the order of names.
     Of { store: String, after: String },
+    /// [`Request::PutShard`].
+    PutShard(ClusterShard),
+    /// [`Request::Shards`].
+    Shards,
 }
 
 /// What is answered.
@@ -33,6 +37,18 @@ pub enum CatalogueAnswer {
         is_last: bool,
     },
     Refused(CatalogueRefusal),
+    Shards {
+        list: ShardList,
+        members: Vec<ListedMember>,
+    },
+}
+
+/// A data node of the cluster, as who keeps the catalogue knows it.
+#[derive(Clone, Debug, Eq, PartialEq, SchemaRead, SchemaWrite)]
+pub struct ListedMember {
+    pub peer: u64,
+    pub name: String,
+    pub address: String,
 }
 
 /// Why a reservation is not made.
@@ -45,6 +61,8 @@ pub enum CatalogueRefusal {
     Invalid(String),
     /// The node asked does not lead, or has no quorum.
     Unavailable,
+    /// A shard cannot be so.
+    NoSuitablePeers(String),
 }
 
 impl Enveloped for CatalogueRequest {
@@ -75,16 +93,18 @@ impl CatalogueRequest {
     pub fn request(&self) -> Request {
         match self {
             Self::Reserve(reservation) => Request::Reserve(Box::new(reservation.clone())),
-            Self::Release { stream, store } => {
-                Request::Release { stream: stream.clone(), store: store.clone() }
+            Self::Release { stream, store, term } => {
+                Request::Release { stream: stream.clone(), store: store.clone(), term: *term }
             }
             Self::Of { .. } => Request::Reservations,
+            Self::PutShard(shard) => Request::PutShard(shard.clone()),
+            Self::Shards => Request::Shards,
         }
     }
 
-    /// The router's answer to [`Self::request`], as it is told.
+    /// The router's answer to [`Self::request`], as it is told; `members` are those of the cluster now.
     #[must_use]
-    pub fn answer(&self, answer: Answer) -> CatalogueAnswer {
+    pub fn answer(&self, answer: Answer, members: impl FnOnce() -> Vec<ListedMember>) -> CatalogueAnswer {
         match (self, answer) {
             (Self::Of { store, after }, Ok(Response::Reservations(all))) => {
                 let behind = |have: &Reservation| have.store == *store && have.stream > *after;
@@ -99,7 +119,10 @@ impl CatalogueRequest {
             }
             (Self::Reserve(_), Ok(Response::Reserved(in_force))) => CatalogueAnswer::Reserved(*in_force),
             (Self::Release { .. }, Ok(_)) => CatalogueAnswer::Released,
-            (Self::Reserve(_) | Self::Of { .. }, Ok(_)) => {
+            (Self::PutShard(_) | Self::Shards, Ok(Response::Shards(list))) => {
+                CatalogueAnswer::Shards { list, members: members() }
+            }
+            (Self::Reserve(_) | Self::Of { .. } | Self::PutShard(_) | Self::Shards, Ok(_)) => {
                 CatalogueAnswer::Refused(CatalogueRefusal::Unavailable)
             }
             (_, Err(error)) => CatalogueAnswer::Refused(CatalogueRefusal::of(&error)),
@@ -131,6 +154,8 @@ impl CatalogueRefusal {
             Self::SubjectOverlap
         } else if *error == ApiError::MaxStreams {
             Self::MaxStreams
+        } else if let ApiError::NoSuitablePeers(text) = error {
+            Self::NoSuitablePeers(text.clone())
         } else {
             Self::Invalid(error.to_string())
         }
@@ -145,6 +170,7 @@ impl From<CatalogueRefusal> for ApiError {
             CatalogueRefusal::MaxStreams => Self::MaxStreams,
             CatalogueRefusal::Invalid(text) => Self::StreamConfigInvalid(text),
             CatalogueRefusal::Unavailable => Self::NotLeader,
+            CatalogueRefusal::NoSuitablePeers(text) => Self::NoSuitablePeers(text),
         }
     }
 }
@@ -155,7 +181,7 @@ mod tests {
 
     fn reservation(stream: String, store: &str) -> Reservation {
         let (store, node) = (store.into(), "n".into());
-        Reservation { subjects: vec![stream.clone()], stream, store, node, peer: 1, deleted: false }
+        Reservation { subjects: vec![stream.clone()], stream, store, node, peer: 1, term: 0, deleted: false }
     }
 
     #[test]
@@ -166,7 +192,7 @@ mod tests {
         let (mut seen, mut after) = (Vec::new(), String::new());
         loop {
             let request = CatalogueRequest::Of { store: "mine".into(), after: after.clone() };
-            let answer = request.answer(Ok(Response::Reservations(all.clone())));
+            let answer = request.answer(Ok(Response::Reservations(all.clone())), Vec::new);
             let answer = CatalogueAnswer::decode(&answer.encode().unwrap()).unwrap();
             let CatalogueAnswer::Page { reservations, is_last } = answer else { panic!("{answer:?}") };
             assert!(reservations.len() <= PAGE);

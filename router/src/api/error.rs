@@ -104,7 +104,7 @@ pub enum ApiError {
     #[error("stream name already in use with a different configuration")]
     StreamNameInUse, // 10058
     /// Its node is away, or has just got it.
-    #[error("stream is offline: it is on node {node}")]
+    #[error("stream is offline: it is held by {node}")]
     StreamOffline { node: String }, // 10118
     #[error("no suitable peers for placement: {0}")]
     NoSuitablePeers(String), // 10005

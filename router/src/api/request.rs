@@ -8,6 +8,7 @@ use bytes::Bytes;
 use crate::api::error::{ApiError, PublishRefusal};
 use crate::consumer::{ConsumerConfig, ConsumerInfo};
 pub use crate::engine::reservations::Reservation;
+pub use crate::engine::shards::{ClusterShard, ListedShard, ShardList};
 use crate::stream::{OriginInfo, StreamConfig, StreamState};
 
 /// Whether a consumer request may create, must create, or must find.
@@ -77,9 +78,15 @@ pub enum Request {
     Release {
         stream: String,
         store: String,
+        /// As [`Reservation::term`].
+        term: u64,
     },
     /// All reservations, also those of streams that are to go.
     Reservations,
+    /// Lists a new shard of the cluster, or gives one other nodes. The answer is the list.
+    PutShard(ClusterShard),
+    /// The shards of the cluster beside the first.
+    Shards,
     StreamNames {
         subject: Option<String>,
         offset: usize,
@@ -182,6 +189,7 @@ pub enum Response {
     },
     Reserved(Box<Reservation>),
     Reservations(Vec<Reservation>),
+    Shards(ShardList),
     Names(Page<String>),
     Streams(Page<StreamInfo>),
     Deleted,

@@ -1,5 +1,7 @@
 //! What may be put into the driver's queue, and what is handed back when it is full.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 
 use beamlog_log::StreamId;
@@ -90,19 +92,18 @@ impl PublishBatch {
         self.bytes.len()
     }
 
-    /// The first stream in it that another kind of shard has.
-    pub(crate) fn first_not_of(&self, kind: ShardKind) -> Option<StreamId> {
-        self.rows.iter().map(|row| row.stream).find(|stream| ShardKind::of(*stream) != kind)
+    /// The shards of its publishes, one for each.
+    pub(crate) fn kinds(&self) -> impl Iterator<Item = ShardKind> {
+        self.rows.iter().map(|row| ShardKind::of(row.stream))
     }
 
-    /// Those of the streams of this kind of shard, and the others.
-    pub(crate) fn split(&self, kind: ShardKind) -> (Self, Self) {
-        let (mut these, mut others) = (Self::default(), Self::default());
+    /// A batch for each shard.
+    pub(crate) fn split(&self) -> BTreeMap<ShardKind, Self> {
+        let mut parts: BTreeMap<ShardKind, Self> = BTreeMap::new();
         for row in &self.rows {
-            let part = if ShardKind::of(row.stream) == kind { &mut these } else { &mut others };
-            part.push_row(row, &self.bytes);
+            parts.entry(ShardKind::of(row.stream)).or_default().push_row(row, &self.bytes);
         }
-        (these, others)
+        parts
     }
 
     /// Adds all of another one behind its own.

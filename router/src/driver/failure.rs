@@ -165,7 +165,9 @@ impl Driver {
             | Request::PauseConsumer { .. }
             | Request::Reserve(_)
             | Request::Release { .. }
-            | Request::Reservations => return Err(ApiError::LogFailed),
+            | Request::Reservations
+            | Request::PutShard(_)
+            | Request::Shards => return Err(ApiError::LogFailed),
         };
         let mut answered = Err(ApiError::LogFailed);
         let now = self.clock.now();

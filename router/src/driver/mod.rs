@@ -674,7 +674,10 @@ impl Driver {
 /// Whether a request adds to what the log must hold.
 fn needs_space(request: &Request) -> bool {
     match request {
-        Request::CreateStream(_) | Request::CreateConsumer { .. } | Request::Reserve(_) => true,
+        Request::CreateStream(_)
+        | Request::CreateConsumer { .. }
+        | Request::Reserve(_)
+        | Request::PutShard(_) => true,
         Request::AccountInfo
         | Request::UpdateStream(_)
         | Request::DeleteStream { .. }
@@ -692,6 +695,7 @@ fn needs_space(request: &Request) -> bool {
         | Request::DeleteConsumer { .. }
         | Request::PauseConsumer { .. }
         | Request::Release { .. }
-        | Request::Reservations => false,
+        | Request::Reservations
+        | Request::Shards => false,
     }
 }

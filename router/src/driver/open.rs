@@ -19,7 +19,7 @@ use crate::engine::{BrokenState, Counters, Engine, EngineLimits, Recovering, row
 use crate::interest::Interest;
 use crate::replica::Replicator;
 use crate::router::{RouterOptions, Shared};
-use crate::shards::ShardKind;
+use crate::shards::{ShardKind, Table};
 use crate::wire::Wire;
 
 /// Why a router does not open. Nothing was deleted.
@@ -82,8 +82,15 @@ pub(crate) struct Surroundings {
     /// Who this node is if its store is new.
     pub(crate) node: NodeId,
     pub(crate) replicator: Option<Arc<dyn Replicator>>,
-    /// That of the node's other shard, which this one is opened beside.
-    pub(crate) beside: Option<(Arc<Interest>, Arc<Shared>)>,
+    /// `None`: it is the first of its node.
+    pub(crate) beside: Option<Beside>,
+}
+
+/// What a shard has in common with those of its node that it is opened beside.
+pub(crate) struct Beside {
+    pub(crate) kind: ShardKind,
+    pub(crate) interest: Arc<Interest>,
+    pub(crate) table: Arc<Table>,
 }
 
 impl Surroundings {
@@ -119,11 +126,16 @@ pub(crate) fn open(
 ) -> Result<Opened<Driver>, OpenError> {
     check(options)?;
     let Surroundings { wire, clocks, node, replicator, beside } = surroundings;
-    let kind = if beside.is_some() { ShardKind::Local } else { ShardKind::Common };
+    let Beside { kind, interest, table } = beside.unwrap_or_else(|| Beside {
+        kind: ShardKind::Common,
+        interest: Arc::default(),
+        table: Arc::default(),
+    });
     let first = FirstStart { node, created: Timestamp(clocks.wall()) };
     let mut directory = DataDirectory::open(Arc::clone(&disk), path, first)?;
-    let shard = ShardId(0);
-    let shard_directory = directory.shard_directory(shard);
+    let shard = kind.id();
+    // A store has one log, whatever shard it is of.
+    let shard_directory = directory.shard_directory(ShardId(0));
     let mut log_options = LogOptions { must_exist: directory.has_log(), ..options.log.clone() };
     if replicator.is_some() {
         // The others may know what it held (DR5).
@@ -152,16 +164,8 @@ pub(crate) fn open(
     };
     let Recovered { engine, checkpoints, clock, replica, counters } = recovered;
 
-    let shared = Arc::new(Shared::new(options, kind));
-    let interest = match beside {
-        None => Arc::default(),
-        Some((interest, other)) => {
-            // Before the first capture is announced.
-            shared.beside.set(&other);
-            other.beside.set(&shared);
-            interest
-        }
-    };
+    // Before the first capture is announced.
+    let shared = Shared::new(options, kind, table);
     let told = Arc::clone(&shared);
     let watcher = interest.on_change(Box::new(move |subject, group, present| {
         told.queue.interest_changed(subject, group, present);

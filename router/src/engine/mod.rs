@@ -16,6 +16,7 @@ pub(crate) mod record;
 mod recovery;
 pub(crate) mod reservations;
 pub(crate) mod rows;
+pub(crate) mod shards;
 #[cfg(test)]
 mod tests;
 
@@ -32,6 +33,7 @@ use crate::consumer::{ConsumerId, ConsumerOutput};
 use crate::driver::command::{Acknowledgement, FlowControlReply, PublishRef, Pull};
 use crate::engine::jobs::Job;
 use crate::engine::reservations::Reservations;
+use crate::engine::shards::ClusterShards;
 use crate::shards::ShardKind;
 use crate::stream::state::Stream;
 use crate::wire::DeliveryStatus;
@@ -103,6 +105,8 @@ pub(crate) struct Engine {
     names: BTreeMap<String, StreamId>,
     /// Names and subjects of streams in other shards.
     reservations: Reservations,
+    /// The shards of the cluster beside this one.
+    shards: ClusterShards,
     next_stream: u32,
     next_consumer: u32,
     /// The latest time seen.
@@ -134,6 +138,7 @@ impl Engine {
             streams: HashMap::default(),
             names: BTreeMap::new(),
             reservations: Reservations::default(),
+            shards: ClusterShards::default(),
             next_stream: limits.shard.first_stream(),
             next_consumer: 1,
             now: Timestamp(0),
@@ -255,8 +260,10 @@ impl Engine {
                 self.stream_info(turn, &stream, subjects_filter.as_deref(), offset, deleted_details)
             }
             Request::Reserve(reservation) => self.reserve(turn, *reservation),
-            Request::Release { stream, store } => Ok(self.release(turn, &stream, &store)),
+            Request::Release { stream, store, term } => Ok(self.release(turn, &stream, &store, term)),
             Request::Reservations => Ok(Response::Reservations(self.reservations.all().cloned().collect())),
+            Request::PutShard(shard) => self.put_shard(turn, shard),
+            Request::Shards => Ok(Response::Shards(self.shard_list())),
             Request::StreamNames { subject, offset } => Ok(self.stream_names(subject.as_deref(), offset)),
             Request::StreamList { subject, offset } => Ok(self.stream_list(turn, subject.as_deref(), offset)),
             Request::PurgeStream { .. } => unreachable!("handled above"),

@@ -10,6 +10,7 @@ use wincode::{SchemaRead, SchemaWrite};
 
 use crate::consumer::{ConsumerId, ConsumerRecord, ConsumerSnapshot};
 use crate::engine::reservations::Reservation;
+use crate::engine::shards::ClusterShard;
 use crate::stream::{Features, StreamConfig};
 
 /// One decided change. Variants are only ever added at the end.
@@ -72,6 +73,8 @@ pub(crate) enum Record {
     Released {
         stream: String,
     },
+    /// A shard of the cluster beside this one, or other nodes for it.
+    ShardListed(ClusterShard),
 }
 
 impl Enveloped for Record {

@@ -177,6 +177,7 @@ impl Recovering {
             }
             Row::Features { stream, features } => engine.apply_features(stream, features)?,
             Row::Reserved(reservation) => engine.reservations.put(*reservation),
+            Row::ShardListed(shard) => engine.shards.put(shard),
             Row::Replication { index, term, bytes } => {
                 engine.note_replication(EntryId { index, term }, &bytes.into());
             }
@@ -227,6 +228,7 @@ impl Recovering {
             Record::StreamUpdated { id, config } => engine.apply_updated(id, *config),
             Record::Features { stream, features } => engine.apply_features(stream, features)?,
             Record::Reserved(reservation) => engine.reservations.put(*reservation),
+            Record::ShardListed(shard) => engine.shards.put(shard),
             Record::Released { stream } => engine.reservations.remove(&stream),
             Record::StreamDeleted { id } => {
                 engine.apply_deleted(id);
@@ -383,6 +385,7 @@ impl Recovering {
     /// The rows taken in so far are in the checkpoint store.
     pub(crate) fn mark_saved(&mut self) {
         self.engine.reservations.take_dirty();
+        self.engine.shards.take_dirty();
         for stream in self.engine.streams.values_mut() {
             stream.body.dirty = false;
             stream.body.origins.dirty = false;

@@ -25,13 +25,21 @@ pub struct Reservation {
     pub store: String,
     /// The node of that store, as people call it.
     pub node: String,
-    /// The node's id among the peers.
+    /// The node's id among the peers; 0 of a shard that several nodes hold.
     pub peer: u64,
+    /// Of such a shard: the term of the leader that says this. What an older one says comes too late. 0 of one node.
+    pub term: u64,
     /// Deleted while its node was away: it keeps name and subjects until that node says that the stream is gone.
     pub deleted: bool,
 }
 
 impl Reservation {
+    /// What stands for the identity of a store when several nodes hold it: a shard of the cluster.
+    #[must_use]
+    pub fn store_of_shard(number: u8) -> String {
+        format!("shard-{number}")
+    }
+
     /// Whether the stream captures something that the filter matches.
     pub(super) fn matches(&self, filter: Option<&str>) -> bool {
         filter.filter(|filter| !filter.is_empty()).is_none_or(|filter| {
@@ -113,7 +121,12 @@ impl Engine {
         // What the answer says may not be durable yet.
         self.commit_wanted = true;
         match self.reservations.get(&wanted.stream) {
-            Some(have) if have.store != wanted.store || have.deleted || *have == wanted => {
+            Some(have)
+                if have.store != wanted.store
+                    || have.deleted
+                    || *have == wanted
+                    || have.term > wanted.term =>
+            {
                 return Ok(Response::Reserved(Box::new(have.clone())));
             }
             Some(_) => {}
@@ -124,10 +137,12 @@ impl Engine {
         Ok(Response::Reserved(Box::new(wanted)))
     }
 
-    /// A reservation of a store that lost the stream to another one stays with that one.
-    pub(super) fn release(&mut self, turn: &mut Turn<'_>, stream: &str, store: &str) -> Response {
+    /// A reservation of a store that lost the stream to another one stays with that one, and of a shard one that its
+    /// later leader made.
+    pub(super) fn release(&mut self, turn: &mut Turn<'_>, stream: &str, store: &str, term: u64) -> Response {
         self.commit_wanted = true;
-        if self.reservations.get(stream).is_some_and(|have| have.store == store) {
+        let is_its = |have: &Reservation| have.store == store && have.term <= term;
+        if self.reservations.get(stream).is_some_and(is_its) {
             let record = Record::Released { stream: stream.to_owned() };
             record.push(turn.journal).expect("the record is a few bytes");
             self.reservations.remove(stream);

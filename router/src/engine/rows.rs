@@ -13,6 +13,7 @@ use wincode::{SchemaRead, SchemaWrite};
 use crate::consumer::{ConsumerId, ConsumerRecord, ConsumerSnapshot};
 use crate::engine::Engine;
 use crate::engine::reservations::Reservation;
+use crate::engine::shards::ClusterShard;
 use crate::stream::state::{Slot, Stream};
 use crate::stream::{Features, StreamConfig};
 
@@ -29,6 +30,7 @@ pub(crate) enum RowKey {
     Origins(StreamId),
     Replication,
     Reservations,
+    Shards,
 }
 
 impl RowKey {
@@ -42,6 +44,7 @@ impl RowKey {
             Self::Origins(stream) => (b'4', stream.0, 0),
             Self::Replication => (b'5', 0, 0),
             Self::Reservations => (b'6', 0, 0),
+            Self::Shards => (b'7', 0, 0),
         };
         let mut key = vec![kind];
         key.extend_from_slice(&stream.to_be_bytes());
@@ -99,6 +102,8 @@ pub(crate) enum Row {
     },
     /// A name and subjects that a stream of another shard has.
     Reserved(Box<Reservation>),
+    /// A shard of the cluster beside this one.
+    ShardListed(ClusterShard),
 }
 
 #[derive(Clone, Debug, Eq, PartialEq, SchemaRead, SchemaWrite)]
@@ -244,6 +249,10 @@ impl Engine {
         self.reservations.all().map(|reservation| Row::Reserved(Box::new(reservation.clone())))
     }
 
+    fn listed_rows(&self) -> impl Iterator<Item = Row> {
+        self.shards.all().map(|shard| Row::ShardListed(shard.clone()))
+    }
+
     fn replication_row(&self) -> Option<Row> {
         let (id, bytes) = self.replication()?;
         Some(Row::Replication { index: id.index, term: id.term, bytes: bytes.to_vec() })
@@ -259,7 +268,7 @@ impl Engine {
             rows.chain(origin_rows(stream)).chain(consumers)
         });
         let rows = std::iter::once(self.shard_row()).chain(streams).chain(self.replication_row());
-        rows.chain(self.reservation_rows()).map(|row| encode(&row))
+        rows.chain(self.reservation_rows()).chain(self.listed_rows()).map(|row| encode(&row))
     }
 
     /// The state as [`Self::snapshot`] tells it, but for the time at which it is.
@@ -313,6 +322,10 @@ impl Engine {
         if self.reservations.take_dirty() {
             let rows: Vec<Row> = self.reservation_rows().collect();
             changes.puts.insert(RowKey::Reservations.bytes(), value(&rows));
+        }
+        if self.shards.take_dirty() {
+            let rows: Vec<Row> = self.listed_rows().collect();
+            changes.puts.insert(RowKey::Shards.bytes(), value(&rows));
         }
         changes.puts.insert(RowKey::Shard.bytes(), value(&[self.shard_row()]));
         changes

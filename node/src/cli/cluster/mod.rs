@@ -2,12 +2,14 @@
 
 mod dev;
 mod http;
+mod shard;
 mod show;
 
 use clap::Subcommand;
 use serde_json::{Value, json};
 
 use crate::cli::cluster::dev::DevArguments;
+use crate::cli::cluster::shard::ShardCommand;
 use crate::cli::exit::{Code, Failure};
 use crate::cli::link::{AdminArguments, AdminClient};
 use crate::cli::output::Output;
@@ -21,6 +23,7 @@ Examples:
   beamlog cluster health                                 # exit code 0 when healthy, 10 when not
   beamlog cluster transfer n2                            # let another node lead
   beamlog cluster remove n3                              # its store never comes back under its id
+  beamlog cluster shard add --replicas 3                 # another shard, on three of the nodes
 
 A node joins by itself when it is started with --cluster-join; how to set one up: docs/operations/cluster.md.")]
 pub(crate) struct ClusterArguments {
@@ -50,6 +53,14 @@ pub(crate) enum ClusterCommand {
     Transfer {
         /// Name or id of the node; without it the one that holds most.
         node: Option<String>,
+        /// Number of the shard that it is to lead.
+        #[arg(long, default_value_t = 0)]
+        shard: u8,
+    },
+    /// Show the shards beside the first, begin one, and say who holds it.
+    Shard {
+        #[command(subcommand)]
+        command: ShardCommand,
     },
     /// Start a cluster on this machine and keep it running, for development.
     Dev(DevArguments),
@@ -67,11 +78,14 @@ pub(crate) async fn cluster(arguments: ClusterArguments, output: Output) -> Resu
             }
             Err(Failure { code: Code::NotHealthy, message: String::new() })
         }
-        ClusterCommand::Add { node } => act(&admin, "add", Some(node), "took in", output).await,
-        ClusterCommand::Remove { node } => act(&admin, "remove", Some(node), "took out", output).await,
-        ClusterCommand::Transfer { node } => {
-            act(&admin, "transfer", node, "leadership goes to", output).await
+        ClusterCommand::Add { node } => act(&admin, "add", (Some(node), None), "took in", output).await,
+        ClusterCommand::Remove { node } => {
+            act(&admin, "remove", (Some(node), None), "took out", output).await
         }
+        ClusterCommand::Transfer { node, shard } => {
+            act(&admin, "transfer", (node, Some(shard)), "leadership goes to", output).await
+        }
+        ClusterCommand::Shard { command } => shard::shard(&admin, command, output).await,
         ClusterCommand::Dev(arguments) => dev::dev(arguments).await,
     }
 }
@@ -83,11 +97,15 @@ fn health(status: &Value) -> Value {
 async fn act(
     admin: &AdminClient,
     action: &str,
-    node: Option<String>,
+    (node, shard): (Option<String>, Option<u8>),
     did: &str,
     output: Output,
 ) -> Result<(), Failure> {
-    let body = json!({ "node": node });
+    let mut body = json!({ "node": node });
+    // Said only where it is needed: an older node does not know it.
+    if let Some(shard) = shard.filter(|shard| *shard != 0) {
+        body["shard"] = shard.into();
+    }
     let answer = admin.post(&format!("/cluster/{action}"), &body).await?;
     let name = node.unwrap_or_else(|| "another node".to_owned());
     done(output, answer, &format!("{did} {name}"))

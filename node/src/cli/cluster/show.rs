@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::cli::cluster::shard;
 use crate::cli::output::{cell, columns};
 
 pub(super) fn status(value: &Value) -> String {
@@ -41,6 +42,9 @@ pub(super) fn status(value: &Value) -> String {
     let held: Vec<String> = value["held"].as_array().into_iter().flatten().map(cell).collect();
     if !held.is_empty() {
         text.push_str(&format!("streams that {} holds alone: {}\n", cell(&value["name"]), held.join(", ")));
+    }
+    if value["shards"].as_array().is_some_and(|shards| !shards.is_empty()) {
+        text.push_str(&shard::list(&value["shards"]));
     }
     text
 }

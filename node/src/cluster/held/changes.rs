@@ -4,18 +4,21 @@
 
 use std::collections::BTreeMap;
 use std::sync::Weak;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use beamlog_nats::jetstream::ApiRequest;
+use beamlog_net::cluster::MemberRole;
 use beamlog_router::api::error::ApiError;
 use beamlog_router::api::request::{Answer, Request, Reservation, Response, StreamInfo};
+use beamlog_router::replica::Role;
 use beamlog_router::stream::StreamConfig;
 use beamlog_router::{Router, subject};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{info, warn};
 
-use super::{Change, Held, Inner, Store, What, names, of_stream, send_to};
+use super::{Change, Held, Inner, Place, Store, What, names, of_stream, send_to};
 use crate::cluster::catalogue;
 
 /// Between two comparisons with the catalogue, and after one that could not be made.
@@ -53,8 +56,9 @@ enum Created {
 
 impl Held {
     async fn make(&self, change: Change) {
-        let answer = match &change.what {
-            What::Create(config) => match self.create(config).await {
+        let answer = match (self.term(), &change.what) {
+            (Err(error), _) => Err(error),
+            (Ok(term), What::Create(config)) => match self.create(config, term).await {
                 Created::Answered(answer) => answer,
                 Created::Elsewhere { node } => {
                     if send_to(self.0.main.interest(), &of_stream(&config.name), &change.request()) {
@@ -64,8 +68,8 @@ impl Held {
                 }
                 Created::Common => return self.onwards(&change),
             },
-            What::Update(config) => self.update(config).await,
-            What::Delete(stream) => self.delete(stream).await,
+            (Ok(term), What::Update(config)) => self.update(config, term).await,
+            (Ok(term), What::Delete(stream)) => self.delete(stream, term).await,
         };
         self.api().unwrap_or(&self.0.main_api).tell(&change.reply, change.form, &answer);
     }
@@ -75,7 +79,56 @@ impl Held {
         self.0.onwards.send(&change.request());
     }
 
-    async fn create(&self, config: &StreamConfig) -> Created {
+    /// In whose name the catalogue is told: of a shard, that of the leader of this term.
+    fn term(&self) -> Result<u64, ApiError> {
+        match &self.0.place {
+            Place::Node { .. } => Ok(0),
+            Place::Shard(shard) => match *shard.role.borrow() {
+                Role::Leader { term } => Ok(term.0),
+                Role::Alone | Role::Follower | Role::Elected { .. } => Err(ApiError::NotLeader),
+            },
+        }
+    }
+
+    /// The configuration as it is kept here.
+    fn fit(&self, config: &StreamConfig) -> Result<StreamConfig, ApiError> {
+        let Place::Shard(shard) = &self.0.place else { return Ok(config.clone()) };
+        let number = shard.number;
+        // Before the list was seen, those that vote.
+        let nodes = match shard.wanted.load(Ordering::Relaxed) {
+            0 => self.voters(),
+            wanted => wanted,
+        };
+        let replicas = u8::try_from(nodes).unwrap_or(u8::MAX);
+        if config.replicas != 0 && config.replicas != replicas {
+            let text =
+                format!("shard {number} has {nodes} nodes, and the stream asks for {}", config.replicas);
+            return Err(ApiError::NoSuitablePeers(text));
+        }
+        Ok(StreamConfig { replicas, ..config.clone() })
+    }
+
+    fn voters(&self) -> usize {
+        let members = self.0.member.cluster.status().members;
+        members.iter().filter(|member| member.role == MemberRole::Voter).count()
+    }
+
+    /// Whether as many nodes as it is to have vote in the shard: what is acknowledged there is on a quorum of them.
+    fn is_whole(&self) -> Result<(), ApiError> {
+        let Place::Shard(shard) = &self.0.place else { return Ok(()) };
+        let (wanted, voters) = (shard.wanted.load(Ordering::Relaxed), self.voters());
+        if wanted > 0 && voters >= wanted {
+            return Ok(());
+        }
+        let text = format!("shard {} has {voters} of its {wanted} nodes yet", shard.number);
+        Err(ApiError::NoSuitablePeers(text))
+    }
+
+    async fn create(&self, config: &StreamConfig, term: u64) -> Created {
+        let config = match self.is_whole().and_then(|()| self.fit(config)) {
+            Ok(config) => config,
+            Err(error) => return Created::Answered(Err(error)),
+        };
         let store = match self.open().await {
             Ok(store) => store,
             Err(error) => {
@@ -88,16 +141,19 @@ impl Held {
         let had = info_of(&store.router, &config.name).await.ok();
         let subjects =
             had.as_ref().map_or_else(|| config.subjects.clone(), |info| info.config.subjects.clone());
-        let wanted = self.reservation(store, &config.name, subjects);
+        let wanted = self.reservation(store, &config.name, subjects, term);
         let reserved = match catalogue::reserve(&self.0.main, wanted).await {
             Ok(in_force) if in_force.store == store.id && in_force.deleted => {
-                self.let_go(store, &config.name).await;
-                let wanted = self.reservation(store, &config.name, config.subjects.clone());
+                self.let_go(store, &config.name, term).await;
+                let wanted = self.reservation(store, &config.name, config.subjects.clone(), term);
                 catalogue::reserve(&self.0.main, wanted).await
             }
             reserved => reserved,
         };
         match reserved {
+            Ok(in_force) if in_force.store == store.id && in_force.term > term => {
+                return Created::Answered(Err(ApiError::NotLeader));
+            }
             Ok(in_force) if in_force.store == store.id && !in_force.deleted => {}
             Ok(in_force) => return Created::Elsewhere { node: in_force.node },
             Err(ApiError::StreamNameInUse) => return Created::Common,
@@ -105,21 +161,28 @@ impl Held {
         }
         let answer = ask(&store.router, Request::CreateStream(Box::new(config.clone()))).await;
         match &answer {
-            Ok(_) => self.found(&config.name),
-            // It may be there after a restart.
-            Err(ApiError::LogFailed) => {}
+            Ok(_) => {
+                self.found(&config.name);
+                // Who ceased to lead meanwhile has told everybody that nothing is here; what leads from now on is told again.
+                if self.term() != Ok(term) {
+                    self.gone(&config.name);
+                }
+            }
+            // It may be there after a restart, or where another node leads.
+            Err(ApiError::LogFailed | ApiError::NotLeader) => {}
             Err(_) if had.is_some() => {}
-            Err(_) => drop(catalogue::release(&self.0.main, &config.name, &store.id).await),
+            Err(_) => drop(catalogue::release(&self.0.main, &config.name, &store.id, term).await),
         }
         Created::Answered(answer)
     }
 
-    async fn update(&self, config: &StreamConfig) -> Answer {
+    async fn update(&self, config: &StreamConfig, term: u64) -> Answer {
         let Some(store) = self.0.store.get() else { return Err(ApiError::StreamNotFound) };
-        if config.replicas > 1 {
+        if matches!(self.0.place, Place::Node { .. }) && config.replicas > 1 {
             let text = "a stream with one replica stays on its node: make another one and publish there";
             return Err(ApiError::StreamUpdateInvalid(text.to_owned()));
         }
+        let config = &self.fit(config)?;
         let before = info_of(&store.router, &config.name).await?.config.subjects;
         let after =
             if config.subjects.is_empty() { vec![config.name.clone()] } else { config.subjects.clone() };
@@ -127,48 +190,53 @@ impl Held {
             return ask(&store.router, Request::UpdateStream(Box::new(config.clone()))).await;
         }
         let both = together(&before, &after);
-        let wanted = self.reservation(store, &config.name, both);
+        let wanted = self.reservation(store, &config.name, both, term);
         let in_force = catalogue::reserve(&self.0.main, wanted).await?;
         if in_force.store != store.id || in_force.deleted {
             return Err(ApiError::StreamNotFound);
         }
+        if in_force.term > term {
+            return Err(ApiError::NotLeader);
+        }
         let answer = ask(&store.router, Request::UpdateStream(Box::new(config.clone()))).await;
         // What is no longer wanted is let go; if not now, with the next comparison.
         if let Ok(info) = info_of(&store.router, &config.name).await {
-            let now = self.reservation(store, &config.name, info.config.subjects);
+            let now = self.reservation(store, &config.name, info.config.subjects, term);
             drop(catalogue::reserve(&self.0.main, now).await);
         }
         answer
     }
 
-    async fn delete(&self, stream: &str) -> Answer {
+    async fn delete(&self, stream: &str, term: u64) -> Answer {
         let Some(store) = self.0.store.get() else { return Err(ApiError::StreamNotFound) };
         let answer = ask(&store.router, Request::DeleteStream { stream: stream.to_owned() }).await;
         if answer.is_ok() {
             self.gone(stream);
             // If not now, with the next comparison.
-            drop(catalogue::release(&self.0.main, stream, &store.id).await);
+            drop(catalogue::release(&self.0.main, stream, &store.id, term).await);
         }
         answer
     }
 
     /// Deletes what the catalogue says was deleted, and then says that it is gone.
-    async fn let_go(&self, store: &Store, stream: &str) {
+    async fn let_go(&self, store: &Store, stream: &str, term: u64) {
         let answer = ask(&store.router, Request::DeleteStream { stream: stream.to_owned() }).await;
         if matches!(answer, Ok(_) | Err(ApiError::StreamNotFound)) {
             info!(stream, "deleted: it was while this node was away");
             self.gone(stream);
-            drop(catalogue::release(&self.0.main, stream, &store.id).await);
+            drop(catalogue::release(&self.0.main, stream, &store.id, term).await);
         }
     }
 
     /// Makes the catalogue and this store agree, after whatever cut a change off.
     async fn compare(&self) -> Result<(), ApiError> {
         let Some(store) = self.0.store.get() else { return Ok(()) };
+        // Of a shard, only who leads it knows what is there.
+        let Ok(term) = self.term() else { return Ok(()) };
         let main = &self.0.main;
         let reserved = catalogue::of_store(main, &store.id).await?;
         let mut here: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for stream in names(&store.router).await {
+        for stream in names(&store.router).await? {
             let subjects = info_of(&store.router, &stream).await?.config.subjects;
             here.insert(stream, subjects);
         }
@@ -176,21 +244,21 @@ impl Held {
             let stream = &reservation.stream;
             let subjects = here.remove(stream);
             if reservation.deleted {
-                self.let_go(store, stream).await;
+                self.let_go(store, stream, term).await;
                 continue;
             }
             match subjects {
                 // Reserved and never made, or deleted and not yet released.
-                None => catalogue::release(main, stream, &store.id).await?,
+                None => catalogue::release(main, stream, &store.id, term).await?,
                 Some(subjects) if subjects != reservation.subjects => {
-                    catalogue::reserve(main, Reservation { subjects, ..reservation }).await?;
+                    catalogue::reserve(main, Reservation { subjects, term, ..reservation }).await?;
                 }
                 Some(_) => {}
             }
         }
         // Nothing here does this; a catalogue that was put back from a copy may.
         for (stream, subjects) in here {
-            let wanted = self.reservation(store, &stream, subjects);
+            let wanted = self.reservation(store, &stream, subjects, term);
             match catalogue::reserve(main, wanted).await {
                 Ok(in_force) if in_force.store == store.id => info!(stream, "put into the catalogue again"),
                 Ok(in_force) => warn!(stream, node = in_force.node, "another node has a stream of this name"),
@@ -202,28 +270,35 @@ impl Held {
 
     /// Where the cluster is led: a node that is no member any more does not come back to say what is gone.
     async fn release_of_the_lost(&self) {
-        if !self.0.member.leads() {
+        if matches!(self.0.place, Place::Shard(_)) || !self.0.member.leads() {
             return;
         }
         let answer = timeout(LOOK, ask(&self.0.main, Request::Reservations)).await;
         let Ok(Ok(Response::Reservations(reservations))) = answer else { return };
         let members = self.0.member.cluster.status().members;
-        let is_lost = |one: &Reservation| !members.iter().any(|member| member.id.0 == one.peer);
-        for Reservation { stream, store, node, .. } in
+        // A shard outlives its members.
+        let is_lost =
+            |one: &Reservation| one.peer != 0 && !members.iter().any(|member| member.id.0 == one.peer);
+        for Reservation { stream, store, node, term, .. } in
             reservations.into_iter().filter(|one| one.deleted && is_lost(one))
         {
             info!(stream, node, "released: its node was taken out of the cluster");
-            drop(timeout(LOOK, ask(&self.0.main, Request::Release { stream, store })).await);
+            drop(timeout(LOOK, ask(&self.0.main, Request::Release { stream, store, term })).await);
         }
     }
 
-    fn reservation(&self, store: &Store, stream: &str, subjects: Vec<String>) -> Reservation {
+    fn reservation(&self, store: &Store, stream: &str, subjects: Vec<String>, term: u64) -> Reservation {
+        let (node, peer) = match &self.0.place {
+            Place::Node { .. } => (self.0.member.member.name.clone(), self.0.member.cluster.me().0),
+            Place::Shard(shard) => (format!("shard {}", shard.number), 0),
+        };
         Reservation {
             stream: stream.to_owned(),
             subjects,
             store: store.id.clone(),
-            node: self.0.member.member.name.clone(),
-            peer: self.0.member.cluster.me().0,
+            node,
+            peer,
+            term,
             deleted: false,
         }
     }
@@ -255,7 +330,7 @@ fn together(before: &[String], after: &[String]) -> Vec<String> {
     all
 }
 
-async fn ask(router: &Router, request: Request) -> Answer {
+pub(super) async fn ask(router: &Router, request: Request) -> Answer {
     let mut request = request;
     loop {
         match router.request(request) {

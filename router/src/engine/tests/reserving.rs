@@ -1,7 +1,7 @@
 //! Streams of other shards: their names and subjects are as taken as those of streams here.
 
 use super::*;
-use crate::api::request::{Page, Reservation};
+use crate::api::request::{ClusterShard, Page, Reservation, ShardList};
 
 fn reservation(name: &str, subject: &str) -> Reservation {
     Reservation {
@@ -10,6 +10,7 @@ fn reservation(name: &str, subject: &str) -> Reservation {
         store: "store-2".into(),
         node: "n2".into(),
         peer: 2,
+        term: 0,
         deleted: false,
     }
 }
@@ -30,7 +31,7 @@ impl Shard {
     }
 
     fn release(&mut self, name: &str, store: &str) {
-        let request = Request::Release { stream: name.into(), store: store.into() };
+        let request = Request::Release { stream: name.into(), store: store.into(), term: 0 };
         assert_eq!(self.request(request), Ok(Response::Deleted));
     }
 
@@ -38,6 +39,14 @@ impl Shard {
         let subject = subject.map(str::to_owned);
         match self.request(Request::StreamNames { subject, offset: 0 }).unwrap() {
             Response::Names(page) => page,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn put_shard(&mut self, number: u8, nodes: &[&str], founder: u64) -> Result<ShardList, ApiError> {
+        let nodes = nodes.iter().map(|name| (*name).to_owned()).collect();
+        match self.request(Request::PutShard(ClusterShard { number, nodes, founder }))? {
+            Response::Shards(list) => Ok(list),
             other => panic!("{other:?}"),
         }
     }
@@ -154,4 +163,54 @@ fn streams_of_two_shards_have_no_number_in_common() {
     assert_eq!(ShardKind::of(common.info().id), ShardKind::Common);
     common.engine.next_stream = ShardKind::Common.last_stream() + 1;
     assert_eq!(common.create(stream("T")), Err(ApiError::MaxStreams));
+}
+
+#[test]
+fn shards_are_listed_in_turn_and_each_has_one_founder() {
+    let mut shard = Shard::with(s());
+    let three = ["n1", "n2", "n3"];
+    let refused = |answer: Result<ShardList, ApiError>| {
+        assert!(matches!(answer, Err(ApiError::NoSuitablePeers(_) | ApiError::BadRequest)), "{answer:?}");
+    };
+    refused(shard.put_shard(0, &three, 1));
+    refused(shard.put_shard(2, &three, 1));
+    refused(shard.put_shard(1, &[], 1));
+    refused(shard.put_shard(1, &["n1", "n1"], 1));
+    refused(shard.put_shard(1, &["n1", ""], 1));
+    refused(shard.put_shard(1, &["a", "b", "c", "d", "e", "f"], 1));
+    let list = shard.put_shard(1, &three, 1).unwrap();
+    assert_eq!((list.common_streams, list.shards.len()), (1, 1));
+    assert_eq!(shard.put_shard(1, &three, 1), Ok(list));
+    refused(shard.put_shard(1, &three, 2));
+    shard.put_shard(2, &["n4"], 4).unwrap();
+    let list = shard.put_shard(1, &["n1", "n5"], 1).unwrap();
+    assert_eq!(list.shards[0].shard.nodes, ["n1", "n5"]);
+    let of_shard = Reservation { store: Reservation::store_of_shard(2), ..reservation("L", "l.>") };
+    shard.reserve(of_shard).unwrap();
+    shard.check_recovery();
+    let Ok(Response::Shards(list)) = shard.request(Request::Shards) else { panic!("no list") };
+    assert_eq!(list.shards.iter().map(|listed| listed.streams).collect::<Vec<_>>(), [0, 1]);
+}
+
+#[test]
+fn what_an_older_leader_of_a_shard_says_comes_too_late() {
+    let mut shard = Shard::new();
+    let at = |term, subject: &str| Reservation {
+        store: Reservation::store_of_shard(1),
+        peer: 0,
+        term,
+        ..reservation("L", subject)
+    };
+    let release = |shard: &mut Shard, term| {
+        let (stream, store) = ("L".into(), Reservation::store_of_shard(1));
+        shard.request(Request::Release { stream, store, term }).unwrap();
+    };
+    shard.reserve(at(5, "l.5")).unwrap();
+    assert_eq!(shard.reserve(at(7, "l.7")), Ok(at(7, "l.7")));
+    assert_eq!(shard.reserve(at(5, "l.5")), Ok(at(7, "l.7")), "it is told what is in force");
+    release(&mut shard, 6);
+    assert_eq!(shard.reservations(), [at(7, "l.7")]);
+    shard.check_recovery();
+    release(&mut shard, 7);
+    assert_eq!(shard.reservations(), []);
 }
