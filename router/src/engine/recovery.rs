@@ -166,7 +166,7 @@ impl Recovering {
                         .map_err(|_damaged| BrokenState::Origins { stream })?;
                     self.origins.remove(&stream);
                     if let Some(stream) = engine.streams.get_mut(&stream) {
-                        let seen = Seen { sequences, highest_time };
+                        let seen = Seen::new(sequences, highest_time);
                         stream.body.origins.seen.insert((origin, epoch), seen);
                     }
                 }

@@ -90,10 +90,16 @@ pub struct OriginInfo {
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Seen {
     pub(crate) sequences: RoaringTreemap,
+    /// The highest of these, or 0: to look for it costs much more than to know it.
+    highest: u64,
     pub(crate) highest_time: Timestamp,
 }
 
 impl Seen {
+    pub(crate) fn new(sequences: RoaringTreemap, highest_time: Timestamp) -> Self {
+        Self { highest: sequences.max().unwrap_or(0), sequences, highest_time }
+    }
+
     fn contiguous(&self) -> Sequence {
         let Some(lowest) = self.sequences.min() else { return Sequence(0) };
         Sequence(not_in(&self.sequences, lowest) - 1)
@@ -138,8 +144,8 @@ impl Origins {
         // One that cannot be read was not judged either: it is an ordinary header of an old message.
         let Some(from) = Provenance::parse(value) else { return };
         let seen = self.seen.entry((from.stream, from.epoch)).or_default();
-        if seen.sequences.max().is_none_or(|highest| highest < from.sequence.0) {
-            seen.highest_time = from.time;
+        if seen.highest < from.sequence.0 {
+            (seen.highest, seen.highest_time) = (from.sequence.0, from.time);
         }
         seen.sequences.insert(from.sequence.0);
         // A block of 65,536 neighbours became full: it need not cost 8 KiB.
@@ -155,7 +161,7 @@ impl Origins {
             .map(|((stream, epoch), seen)| OriginInfo {
                 stream: stream.clone(),
                 epoch: *epoch,
-                highest: Sequence(seen.sequences.max().unwrap_or(0)),
+                highest: Sequence(seen.highest),
                 highest_time: seen.highest_time,
                 messages: seen.sequences.len(),
                 contiguous: seen.contiguous(),

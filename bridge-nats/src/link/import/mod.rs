@@ -3,16 +3,16 @@
 
 pub(super) mod upstream;
 
+use std::collections::VecDeque;
 use std::future::IntoFuture as _;
 use std::time::Duration;
 
 use beamlog_router::api::error::PublishRefusal;
 use beamlog_router::api::request::{PublishOutcome, Published, Request, Response};
 use beamlog_router::stream::{Provenance, StreamConfig};
-use beamlog_router::{Full, StreamId, StreamPublish};
+use beamlog_router::{Full, PublishTicket, StreamId, StreamPublish, TicketFuture};
 use bytes::Bytes;
-use futures_util::stream::FuturesOrdered;
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_util::FutureExt as _;
 use tokio::time::Instant;
 
 use self::upstream::{Arrived, Upstream};
@@ -74,7 +74,7 @@ struct Importer {
     /// Whose messages are in the window.
     from: Option<StreamKey>,
     /// Stores on their way to the log, in order.
-    storing: FuturesOrdered<Storing>,
+    storing: Storing,
     /// The last sequence that came, to see what is missing.
     last: Option<u64>,
     begun: Instant,
@@ -82,7 +82,29 @@ struct Importer {
     resync: bool,
 }
 
-type Storing = futures_util::future::BoxFuture<'static, (u64, PublishOutcome)>;
+/// What was handed to the log. It answers in the order in which it was asked, so only the first is looked at.
+#[derive(Debug, Default)]
+struct Storing {
+    tickets: VecDeque<(u64, TicketFuture<PublishOutcome>)>,
+}
+
+impl Storing {
+    fn is_empty(&self) -> bool {
+        self.tickets.is_empty()
+    }
+
+    fn push(&mut self, sequence: u64, ticket: PublishTicket) {
+        self.tickets.push_back((sequence, ticket.into_future()));
+    }
+
+    /// What became of the first, when that is known; `None` when there is none. *Cancel safety*: may be dropped.
+    async fn next(&mut self) -> Option<(u64, PublishOutcome)> {
+        let (sequence, ticket) = self.tickets.front_mut()?;
+        let told = (*sequence, ticket.await);
+        self.tickets.pop_front();
+        Some(told)
+    }
+}
 
 /// The stream here that takes them in.
 #[derive(Clone, Debug)]
@@ -98,7 +120,7 @@ impl Importer {
             label,
             window: Window::new(WINDOW_MESSAGES, WINDOW_BYTES),
             from: None,
-            storing: FuturesOrdered::new(),
+            storing: Storing::default(),
             last: None,
             begun: Instant::now(),
             resync: false,
@@ -155,11 +177,7 @@ impl Importer {
                         if let Err(ended) = self.stored(context, sequence, outcome, backoff).await {
                             return ended;
                         }
-                        next = if self.storing.is_empty() {
-                            None
-                        } else {
-                            self.storing.next().now_or_never().flatten()
-                        };
+                        next = self.storing.next().now_or_never().flatten();
                     }
                 }
                 arrived = upstream.next(), if !draining && self.window.room() > 0 => match arrived {
@@ -400,8 +418,7 @@ impl Importer {
                     }
                 }
             };
-            let stored = ticket.into_future().map(move |outcome| (sequence, outcome));
-            self.storing.push_back(stored.boxed());
+            self.storing.push(sequence, ticket);
         }
         Ok(())
     }
