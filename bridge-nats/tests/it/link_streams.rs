@@ -269,6 +269,52 @@ async fn what_a_lost_connection_took_with_it_is_imported_still() {
     }
 }
 
+/// A way that is slower than the server: what is asked for at a time is bounded, or the server ends a connection
+/// that takes nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_messages_over_a_slow_way() {
+    let upstream = Upstream::with_configuration("max_pending: 8MB");
+    let there = jetstream::new(upstream.client().await);
+    make(&there, "LARGE", &["large.>"]).await;
+    let payload = bytes::Bytes::from(vec![7; 1_000_000]);
+    for _ in 0..60 {
+        there.publish("large.a", payload.clone()).await.unwrap().await.unwrap();
+    }
+    let way = Way::slow(&upstream, 8 << 20).await;
+    let site = Site::start().await;
+    site.link(LinkConfig { urls: vec![way.url()], import: vec![stream("LARGE")], ..link("core", &upstream) })
+        .await;
+    let here = site.client().await;
+    until("all are here", async || count(&here, "LARGE").await == 60).await;
+    assert_eq!(site.status("core").reconnects, 0);
+}
+
+/// Messages that were stored under a larger `max_payload` than there is now are larger than what is asked for at a
+/// time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_larger_than_a_pull_is_imported_still() {
+    let mut upstream = Upstream::with_configuration("max_payload: 4MB");
+    let there = jetstream::new(upstream.client().await);
+    make(&there, "LARGE", &["large.>"]).await;
+    let sizes = [10, 3_000_000, 20, 30, 3_500_000, 40];
+    for size in sizes {
+        there.publish("large.a", vec![7; size].into()).await.unwrap().await.unwrap();
+    }
+    upstream.kill();
+    upstream.configure("");
+    upstream.begin();
+    let site = Site::start().await;
+    site.link(importing("core", &upstream, stream("LARGE"))).await;
+    let here = site.client().await;
+    until("all are here", async || count(&here, "LARGE").await == sizes.len() as u64).await;
+    let stored = everything(&here, "LARGE").await;
+    assert_eq!(stored.iter().map(|message| message.payload.len()).collect::<Vec<_>>(), sizes);
+    // And it goes on as before.
+    let there = jetstream::new(upstream.client().await);
+    there.publish("large.b", "last".into()).await.unwrap().await.unwrap();
+    until("the last is here", async || count(&here, "LARGE").await == sizes.len() as u64 + 1).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_is_made_anew_there_is_imported_anew() {
     let upstream = Upstream::start();

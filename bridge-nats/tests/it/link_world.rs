@@ -279,6 +279,15 @@ enum Carries {
 
 impl Way {
     pub(crate) async fn to(upstream: &Upstream) -> Self {
+        Self::of_rate(upstream, None).await
+    }
+
+    /// One that carries so many bytes a second of what the server says.
+    pub(crate) async fn slow(upstream: &Upstream, bytes_per_second: u32) -> Self {
+        Self::of_rate(upstream, Some(bytes_per_second)).await
+    }
+
+    async fn of_rate(upstream: &Upstream, bytes_per_second: Option<u32>) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (state, watched) = watch::channel(Carries::Both);
@@ -299,6 +308,9 @@ impl Way {
                                 && near_write.write_all(&bytes[..n]).await.is_err()
                             {
                                 break;
+                            }
+                            if let (Some(rate), Ok(n)) = (bytes_per_second, u32::try_from(n)) {
+                                tokio::time::sleep(Duration::from_secs(1) * n / rate).await;
                             }
                         }
                     };

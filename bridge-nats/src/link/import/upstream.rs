@@ -7,7 +7,7 @@
 //! never come again once a later one is acked, so they are delivered anew first.
 
 use async_nats::jetstream::consumer::pull::{Config, Stream};
-use async_nats::jetstream::consumer::{AckPolicy, Consumer, DeliverPolicy};
+use async_nats::jetstream::consumer::{AckPolicy, Consumer, DeliverPolicy, StreamError};
 use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use async_nats::jetstream::stream::{RawMessageErrorKind, RetentionPolicy};
 use async_nats::{HeaderMap, Subject};
@@ -23,6 +23,11 @@ use crate::link::trail::StreamKey;
 
 /// Messages of one pull.
 const PULL_MAX: usize = 500;
+/// Bytes of one pull: on a slow way more would not be here before it is taken for lost, or before the server
+/// takes us for too slow. One message is asked for even if it has more.
+const PULL_BYTES: usize = 2 << 20;
+/// What is counted to a message besides its headers and payload: subject, reply.
+const AROUND_PAYLOAD: usize = 64 << 10;
 /// Deliveries without an ack.
 const UNACKED_MAX: i64 = 8192;
 /// What is in hand is stored long before, unless we are gone.
@@ -243,6 +248,33 @@ pub(super) struct Upstream {
     failed: Option<String>,
     /// The count at the last look, if more was delivered by then than came.
     stalled: Option<u64>,
+    pull: Pull,
+    /// The count at the last look, if nothing was delivered by then although there is more.
+    unheard: Option<u64>,
+}
+
+/// How much is asked for at a time.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Pull {
+    Bytes(usize),
+    /// The next message, whatever its size: it was stored when larger ones were allowed there.
+    One,
+}
+
+impl Pull {
+    fn of(session: &Session) -> Self {
+        let payload = session.client.server_info().max_payload;
+        Self::Bytes(PULL_BYTES.max(payload.saturating_add(AROUND_PAYLOAD)))
+    }
+
+    async fn from(self, consumer: &Consumer<Config>) -> Result<Stream, StreamError> {
+        let pulls = consumer.stream().heartbeat(HEARTBEAT);
+        let pulls = match self {
+            Self::Bytes(bytes) => pulls.max_messages_per_batch(PULL_MAX).max_bytes_per_batch(bytes),
+            Self::One => pulls.max_messages_per_batch(1),
+        };
+        pulls.messages().await
+    }
 }
 
 impl Upstream {
@@ -315,13 +347,7 @@ impl Upstream {
         } else {
             stream.create_consumer(config).await.map_err(|error| explain(&error))?
         };
-        let messages = consumer
-            .stream()
-            .max_messages_per_batch(PULL_MAX)
-            .heartbeat(HEARTBEAT)
-            .messages()
-            .await
-            .map_err(|error| explain(&error))?;
+        let messages = Pull::of(session).from(&consumer).await.map_err(|error| explain(&error))?;
         Ok(Self {
             key: plan.key.clone(),
             session: session.clone(),
@@ -331,6 +357,8 @@ impl Upstream {
             deliveries: deliveries.unwrap_or(0),
             failed: None,
             stalled: None,
+            pull: Pull::of(session),
+            unheard: None,
         })
     }
 
@@ -413,7 +441,20 @@ impl Upstream {
             ));
         }
         self.stalled = is_behind.then_some(self.deliveries);
-        Ok(info.num_pending)
+        let is_unheard = is_idle && info.num_pending > 0 && info.num_ack_pending == 0;
+        let pending = info.num_pending;
+        let pull = match self.unheard == Some(self.deliveries) && is_unheard {
+            true => Pull::One,
+            false => Pull::of(&self.session),
+        };
+        self.unheard = is_unheard.then_some(self.deliveries);
+        if pull != self.pull {
+            let messages = pull.from(&self.consumer).await;
+            let explain = |error| format!("reading stream {} there: {error}", self.key.name);
+            self.messages = messages.map_err(explain)?;
+            self.pull = pull;
+        }
+        Ok(pending)
     }
 }
 
