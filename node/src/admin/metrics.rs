@@ -25,6 +25,7 @@ use prometheus_client::registry::Registry;
 use crate::admin::certificates;
 use crate::admin::monitor::Monitor;
 use crate::admin::process;
+use crate::cluster::Served;
 
 /// The label of what a member of a cluster holds alone.
 const HELD_SHARD: &str = "local";
@@ -33,8 +34,8 @@ const HELD_SHARD: &str = "local";
 #[derive(Debug)]
 struct Figures {
     shard: ShardFigures,
-    /// Of the shard that this member of a cluster holds alone, if it has one.
-    held: Option<ShardFigures>,
+    /// Of the others that this member of a cluster takes part in, by their label.
+    others: Vec<(String, ShardFigures)>,
     server: ServerStats,
     api: ApiStats,
     tasks: TasksStats,
@@ -403,9 +404,9 @@ impl Collector for Figures {
             let value = match metric.read {
                 Read::Node(read) => read(self),
                 Read::Shard(read) => {
-                    if let Some(held) = &self.held {
-                        let labels = [("shard", HELD_SHARD)];
-                        metric.kind.encode(read(held), out.encode_family(&labels)?)?;
+                    for (label, shard) in &self.others {
+                        let labels = [("shard", label.as_str())];
+                        metric.kind.encode(read(shard), out.encode_family(&labels)?)?;
                     }
                     read(&self.shard)
                 }
@@ -507,12 +508,19 @@ static LINK_METRICS: &[LinkMetric] = &[
     ),
 ];
 
+fn others(served: &Served) -> Vec<(String, ShardFigures)> {
+    let held = served.held.router().map(|router| (HELD_SHARD.to_owned(), ShardFigures::of(router)));
+    let of_shards = served.shards.routers().into_iter();
+    let of_shards = of_shards.map(|(number, router)| (number.to_string(), ShardFigures::of(&router)));
+    held.into_iter().chain(of_shards).collect()
+}
+
 pub(super) async fn metrics(State(monitor): State<Arc<Monitor>>) -> impl IntoResponse {
     monitor.count("/metrics");
     let hub = monitor.hub.as_ref();
     let figures = Figures {
         shard: ShardFigures::of(&monitor.router),
-        held: monitor.served.as_ref().and_then(|served| served.held.router()).map(ShardFigures::of),
+        others: monitor.served.as_ref().map(others).unwrap_or_default(),
         server: monitor.server.stats(),
         api: monitor.api.stats(),
         tasks: monitor.tasks.as_ref().map(|tasks| tasks.stats()).unwrap_or_default(),
@@ -546,9 +554,10 @@ Made from `node/src/admin/metrics.rs`; do not edit: a test writes it
 (`BEAMLOG_TEST_UPDATE=1 cargo test -p beamlog`).
 
 `curl http://127.0.0.1:8222/metrics` answers in the OpenMetrics text format. `beamlog_node_info` has labels
-whose values are constants of the program; metrics of links have the link's name. A member of a cluster that holds
-streams with one replica has the figures of the log and the router (`beamlog_log_…`, `beamlog_router_…`) twice: without a
-label of what the cluster shares, and with `shard=\"local\"` of what the node holds alone. No other metric has labels.
+whose values are constants of the program; metrics of links have the link's name. A member of a cluster has the figures
+of the log and the router (`beamlog_log_…`, `beamlog_router_…`) of each shard that it takes part in: of the first without a label,
+of another with its number, `shard=\"1\"`, and with `shard=\"local\"` of the streams that it holds alone. No other metric has
+labels.
 
 | metric | kind | meaning |
 |---|---|---|

@@ -1,5 +1,5 @@
 //! The list of all streams, and the figures of all together: of those of the cluster's shard, which the leader has, and
-//! of those that single nodes hold, which these are asked for. What does not answer is told as missing.
+//! of the others, for which the nodes that hold them or lead their shard are asked. What does not answer is told as missing.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
@@ -19,7 +19,7 @@ use futures_util::future::join_all;
 use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;
 
-use crate::cluster::held::{of_node, of_stream, send_to};
+use crate::cluster::held::{of_node, of_shard, of_stream, send_to};
 use crate::core_messages;
 
 const STREAM_LIST: &[u8] = b"$JS.API.STREAM.LIST";
@@ -178,13 +178,13 @@ impl Shared {
         info.contains_key("config").then_some(Value::Object(info))
     }
 
-    /// The streams of a node that is away count all the same; their bytes and consumers nobody knows.
+    /// The streams of a node that is away, or of a shard without a leader, count all the same; their bytes and consumers nobody knows.
     async fn account(&self) -> Result<AccountInfo, ApiError> {
         let Response::Account(mut all) = self.ask(Request::AccountInfo).await? else {
             return Err(ApiError::BadRequest);
         };
-        let holders: BTreeSet<u64> = self.reservations().await?.iter().map(|one| one.peer).collect();
-        let names: Vec<String> = holders.into_iter().map(|peer| of_node(PeerId(peer))).collect();
+        let holder = |one: &Reservation| one.shard().map_or_else(|| of_node(PeerId(one.peer)), of_shard);
+        let names: BTreeSet<String> = self.reservations().await?.iter().map(holder).collect();
         let infos = join_all(names.iter().map(|name| self.document(ACCOUNT_INFO, name))).await;
         for info in infos.into_iter().flatten() {
             let figure = |name: &str| info.get(name).and_then(Value::as_u64).unwrap_or(0);

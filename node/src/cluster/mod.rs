@@ -107,7 +107,8 @@ pub(crate) struct Served {
 impl Served {
     /// The stores beside the first.
     pub(crate) fn routers(&self) -> Vec<Router> {
-        self.held.router().cloned().into_iter().chain(self.shards.routers()).collect()
+        let of_shards = self.shards.routers().into_iter().map(|(_number, router)| router);
+        self.held.router().cloned().into_iter().chain(of_shards).collect()
     }
 }
 

@@ -121,6 +121,21 @@ async fn two_shards_on_three_nodes_have_leaders_of_their_own() {
     }
     assert!(cluster(&site, 2, "shard ls").unwrap().contains(&leader));
 
+    // The figures of all shards, whoever is asked; a node shows those of its own.
+    let bytes = async |stream| info(&first, stream).await.unwrap()["state"]["bytes"].as_u64().unwrap();
+    let of_all = bytes("A").await + bytes("B").await;
+    for node in 0..NAMES.len() {
+        let account = ask(&site.client(node).await, "INFO", Value::Null).await.unwrap();
+        assert_eq!((&account["storage"], &account["streams"]), (&json!(of_all), &json!(3)), "{account}");
+        patiently("figures of both shards", async || {
+            let metrics = site.node(node).get("/metrics").1;
+            let (of_first, of_second) =
+                ("\nbeamlog_router_streams 2.0\n", "beamlog_router_streams{shard=\"1\"} 1.0\n");
+            (metrics.contains(of_first) && metrics.contains(of_second)).then_some(())
+        })
+        .await;
+    }
+
     // The leader of the second shard dies. The first has the same leader as before, or a new one; the second has one.
     let dead = at(NAMES, &leader);
     let folder = site.kill(dead);

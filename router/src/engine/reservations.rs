@@ -40,6 +40,12 @@ impl Reservation {
         format!("shard-{number}")
     }
 
+    /// The shard that several nodes hold, if it is one of these that has the stream.
+    #[must_use]
+    pub fn shard(&self) -> Option<u8> {
+        self.store.strip_prefix("shard-")?.parse().ok().filter(|_number| self.peer == 0)
+    }
+
     /// Whether the stream captures something that the filter matches.
     pub(super) fn matches(&self, filter: Option<&str>) -> bool {
         filter.filter(|filter| !filter.is_empty()).is_none_or(|filter| {

@@ -168,9 +168,10 @@ impl Shards {
         Ok(shards)
     }
 
-    /// The stores of this node.
-    pub(crate) fn routers(&self) -> Vec<Router> {
-        self.0.stores.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    /// The stores of this node, each with the number of its shard.
+    pub(crate) fn routers(&self) -> Vec<(u8, Router)> {
+        let stores = self.0.stores.read().unwrap_or_else(PoisonError::into_inner);
+        stores.iter().map(|(number, router)| (*number, router.clone())).collect()
     }
 
     fn part(&self, number: u8) -> Option<Part> {
@@ -422,7 +423,7 @@ impl Shards {
     /// One could not be sealed. What was acked is durable all the same.
     pub(crate) async fn close(&self) -> Result<(), CloseError> {
         let mut closed = Ok(());
-        for router in self.routers() {
+        for (_number, router) in self.routers() {
             let closing = tokio::task::spawn_blocking(move || router.close());
             let this = closing.await.expect("closing is not cancelled, and does not panic");
             closed = closed.and(this);
