@@ -1,6 +1,6 @@
 """A real cluster under load while its nodes are killed: every acked message is there afterwards, once, and the
-sequences have no gap; in a stream that every node holds, and in one for each node that this node holds alone, which
-serves again when its node is back. Run by the lane `cluster-kill` with a Python that has nats-py; prints one JSON line.
+sequences have no gap; in a stream that every node holds, in one of a second shard with a leader of its own, and in one
+for each node that this node holds alone, which serves again when its node is back. Run by the lane `cluster-kill` with a Python that has nats-py; prints one JSON line.
 
     cluster_run.py --beamlog PROGRAM --data DIR --nodes 3 --cycles 20 --seed 1
 """
@@ -21,6 +21,8 @@ import nats
 from nats.js.api import Placement, StreamConfig
 
 STREAM = "LOAD"
+# In the second shard of the cluster.
+SECOND = "SECOND"
 # Streams with one replica: HELD-n1, …
 HELD = "HELD-"
 # A publish that gets no answer in this time is tried again with the same id.
@@ -108,6 +110,27 @@ class Dev:
     async def stop(self):
         self.process.send_signal(signal.SIGTERM)
         return await asyncio.wait_for(self.process.wait(), 60)
+
+
+async def second_shard(dev, program, context, replicas):
+    """Another shard on as many nodes, and a stream in it once they are all there."""
+    admin = next(iter(dev.nodes.values()))["admin"]
+    made = await asyncio.create_subprocess_exec(
+        program, "cluster", "shard", "add", "--replicas", str(replicas), "--admin", admin, stdout=asyncio.subprocess.DEVNULL
+    )
+    if await made.wait() != 0:
+        raise RuntimeError("no second shard")
+    config = StreamConfig(
+        name=SECOND, subjects=["second.>"], num_replicas=replicas, duplicate_window=3600, placement=Placement(tags=["shard:1"])
+    )
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return await context.add_stream(config)
+        except nats.errors.Error:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(0.1)
 
 
 async def connect(dev, urls=None):
@@ -284,6 +307,7 @@ async def main():
         replicas = min(arguments.nodes, 5)
         config = StreamConfig(name=STREAM, subjects=["load.>"], num_replicas=replicas, duplicate_window=3600)
         await client.jetstream(timeout=10).add_stream(config)
+        await second_shard(dev, arguments.beamlog, client.jetstream(timeout=10), replicas)
         for name in dev.nodes:
             stream = HELD + name
             config = StreamConfig(
@@ -294,6 +318,7 @@ async def main():
         await client.close()
         load = Load(dev)
         wanted = [(STREAM, "load", number) for number in range(arguments.publishers)]
+        wanted += [(SECOND, "second", number) for number in range(4)]
         wanted += [(HELD + name, f"{HELD}{name}".lower(), number) for name in dev.nodes for number in range(2)]
         publishers = [asyncio.create_task(load.publisher(*one)) for one in wanted]
         probers = [asyncio.create_task(prober(load, node)) for node in dev.nodes.values()]
@@ -306,7 +331,8 @@ async def main():
         code = await dev.stop()
     takeovers.sort()
     result.update(
-        acked=load.acks(), acked_alone=load.acks() - len(load.acked[STREAM]), retries=load.retries,
+        acked=load.acks(), acked_second=len(load.acked[SECOND]), retries=load.retries,
+        acked_alone=sum(len(acked) for stream, acked in load.acked.items() if stream.startswith(HELD)),
         kills=arguments.cycles, leaders_killed=len(takeovers),
         takeover_p50=percentile(takeovers, 0.5), takeover_p99=percentile(takeovers, 0.99),
         takeover_max=percentile(takeovers, 1), stopped=code,
