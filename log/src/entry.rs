@@ -5,7 +5,10 @@ use bytes::Bytes;
 
 use crate::{
     Index, ShardId, Term, Timestamp,
-    format::record::{self, Kind, RecordSalt, Records},
+    format::{
+        frame::FRAME_HEADER_BYTES,
+        record::{self, Kind, RecordSalt, Records},
+    },
 };
 
 /// Which entry: two logs that have an entry with the same id have the same entries up to it.
@@ -34,6 +37,12 @@ impl LogEntry {
         let mut out = Vec::new();
         record::put_other(&mut out, RecordSalt::new(shard), Kind::Replication, bytes);
         out.into()
+    }
+
+    /// Bytes of the frame that it takes.
+    #[must_use]
+    pub const fn frame_bytes(&self) -> u64 {
+        (FRAME_HEADER_BYTES + self.body.len()) as u64
     }
 
     /// What its record of replication itself says; `None` if it has none. Such a record stands alone in its

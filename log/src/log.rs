@@ -363,7 +363,10 @@ impl Log {
             preallocated: 0,
         };
         let ready = match self.begin(spare, header, capacity, snapshot) {
-            Ok(ready) => ready,
+            Ok(ready) => {
+                self.upkeep.front_bytes = 0;
+                ready
+            }
             Err(failed) if is_out_of_space(&failed.source) => {
                 self.is_full_now();
                 return Err(RollError::Full);
@@ -392,15 +395,16 @@ impl Log {
 
     /// Writes a segment with this header and these records.
     fn begin(
-        &self,
+        &mut self,
         mut new: NewFile,
         header: SegmentHeader,
         capacity: u64,
         snapshot: &mut dyn Iterator<Item = Vec<u8>>,
     ) -> Result<ReadySegment, DiskFailed> {
         let mut frames = self.snapshot_frames(&header, snapshot);
-        let files = &self.files;
         let frames_from = frames.iter().fold(FRAMES_AT, |at, (_, frame)| at + frame.len() as u64);
+        self.upkeep.front_bytes = frames_from;
+        let files = &self.files;
         let header = SegmentHeader { preallocated: frames_from + capacity, ..header };
         let mut front = header.encode();
         front.resize(usize::try_from(FRAMES_AT).expect("a few thousand"), 0);
@@ -573,10 +577,12 @@ impl Log {
         }
     }
 
-    /// The file of a segment that can take this many bytes.
+    /// The file of a segment that can take this many bytes behind a snapshot like the last one: a disk with room for
+    /// less is full, and is not taken for one that has room each time it is looked at.
     fn new_spare(&self, capacity: u64) -> Result<NewFile, DiskFailed> {
+        let front = self.open.frames_from.max(self.upkeep.front_bytes);
         let new = NewFile::create(&self.files, SPARE)?;
-        match new.preallocate(&self.files, FRAMES_AT + capacity) {
+        match new.preallocate(&self.files, front + capacity) {
             Ok(()) => Ok(new),
             Err(failed) => {
                 drop(new.abandon(&self.files));

@@ -35,6 +35,8 @@ const ROLL_FOR_SEGMENTS: u64 = 2;
 pub(crate) struct Upkeep {
     /// The file of the next segment, preallocated.
     pub(crate) spare: Option<NewFile>,
+    /// Of a segment that could not be begun for want of space: what stands before its first frame.
+    pub(crate) front_bytes: u64,
     /// What was dead when the newest segment began.
     stable: Releases,
     /// Segments whose end is durably noted, and whose files are still there.

@@ -29,6 +29,8 @@ use crate::trace::Trace;
 const STEP: Duration = Duration::from_micros(5);
 /// Steps without anything to do after which a driver is said to spin.
 const SPIN: u32 = 5_000;
+/// What is said of it then.
+pub const SPINS: &str = "its driver has nothing to do and does not sleep";
 /// Before a node asks again to be taken in.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 /// The cluster's only shard.
@@ -417,7 +419,8 @@ async fn drive(mut stepper: Stepper, slot: Slot, trace: Arc<Trace>, place: usize
         idle = if !stepped.progress && stepped.next == Some(Duration::ZERO) { idle + 1 } else { 0 };
         if idle == SPIN {
             note!(trace, "n{place} spins");
-            lock(&slot).stopped = Some("its driver has nothing to do and does not sleep".to_owned());
+            lock(&slot).stopped = Some(SPINS.to_owned());
+            return;
         }
         {
             let mut shown = lock(&slot);

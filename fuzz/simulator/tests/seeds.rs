@@ -91,6 +91,27 @@ fn a_leader_whose_log_failed_in_upkeep_stops() {
     holds(2062);
 }
 
+/// The last frame of a log was in doubt when its node was started, and the node asked the others for what stood there and
+/// then for all that they had stored since: they stored more in that time, and it never came to an end.
+#[test]
+fn who_settles_the_end_of_a_log_under_load_comes_to_an_end() {
+    holds(2993);
+}
+
+/// A leader without a quorum had a change of members in its log that was never committed, and told it as made: the operator
+/// took the next node away, and no quorum was left.
+#[test]
+fn a_change_of_members_that_may_be_undone_is_not_told_as_made() {
+    holds(5090);
+}
+
+/// The disk of a follower had room for the ballast and the next segment, but not for the snapshot before it: it was full and
+/// not full in turn, as fast as the driver could look.
+#[test]
+fn a_disk_without_room_for_a_snapshot_is_full() {
+    holds(5346);
+}
+
 #[test]
 fn the_first_300_seeds_hold() {
     let jobs = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);

@@ -511,6 +511,31 @@ fn a_ballast_that_is_given_up_does_not_end_a_full_disk() {
     assert!(!log.is_full());
 }
 
+/// The ballast and the next segment fit, but not with the snapshot that it would begin with.
+#[test]
+fn a_disk_without_room_for_a_snapshot_is_full_and_can_be_relieved() {
+    let disk = new_disk();
+    let mut log = open(&disk, LogOptions::for_simulation()).unwrap().log;
+    let mut sequence = 0;
+    while !log.needs_roll() {
+        sequence += 1;
+        commit(&mut log, sequence, &[9; 900]);
+    }
+    log.maintain().unwrap();
+    assert!(!log.is_full());
+    disk.limit_space(disk.used_space() + 1_000);
+    let snapshot = || std::iter::once(vec![1; 4_000]);
+    assert!(matches!(log.roll(&mut snapshot()), Err(beamlog_log::RollError::Full)));
+    log.maintain().unwrap();
+    assert!(log.is_full());
+    assert!(log.wants_relief());
+    log.roll_for_space(&mut snapshot()).unwrap();
+    assert!(log.is_full() && !log.needs_roll());
+    disk.heal();
+    log.maintain().unwrap();
+    assert!(!log.is_full());
+}
+
 /// The checksum of a header ends in a zero byte now and then, and an empty log has nothing behind it.
 #[test]
 fn an_empty_log_opens_whatever_its_header_ends_in() {

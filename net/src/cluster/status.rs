@@ -81,7 +81,8 @@ pub struct ClusterStatus {
     /// What the driver is.
     pub role: Role,
     pub members: Vec<MemberStatus>,
-    /// A change of members is under way.
+    /// A change of members is under way: what `members` says can still be undone. Of a node that has just started also
+    /// when it does not know yet that it cannot.
     pub changing: bool,
     pub last: EntryId,
     pub durable: EntryId,
@@ -98,6 +99,10 @@ pub(super) fn of(inner: &Inner) -> ClusterStatus {
     let leads = metrics.state == ServerState::Leader;
     let peers = inner.books.peers();
     let voters: Vec<u64> = membership.voter_ids().collect();
+    let committed = entry_id(metrics.local_committed.as_ref()).index;
+    let applied = inner.machine.applied().index;
+    // It counts from where it stands in the log, and may be cut from there again.
+    let said_at = entry_id(metrics.membership_config.log_id().as_ref()).index;
     let members = membership
         .nodes()
         .map(|(id, member)| {
@@ -128,11 +133,11 @@ pub(super) fn of(inner: &Inner) -> ClusterStatus {
         state: inner.state.borrow().clone(),
         role: *inner.role.borrow(),
         members,
-        changing: membership.get_joint_config().len() > 1,
+        changing: membership.get_joint_config().len() > 1 || said_at > committed.max(applied),
         last,
         durable,
-        committed: entry_id(metrics.local_committed.as_ref()).index,
-        applied: inner.machine.applied().index,
+        committed,
+        applied,
     }
 }
 

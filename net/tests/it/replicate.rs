@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use beamlog_log::{Sequence, sim_disk::Crash};
-use beamlog_net::cluster::{Change, ChangeError, MemberRole, Standing};
+use beamlog_net::{
+    cluster::{Change, ChangeError, MemberRole, Standing},
+    peer::PeerId,
+};
 use beamlog_router::{RouterOptions, api::request::Published};
 
 use crate::world::{LONG, World, copy, member, until};
@@ -178,6 +181,30 @@ async fn members_change_under_load() {
         assert_eq!(world.read(leader, *sequence).await.as_ref(), Some(payload));
     }
     world.standing(3, |standing| matches!(standing, Standing::Follower | Standing::Leader)).await;
+}
+
+/// What a leader that lost its quorum has put into its log can still be undone: whoever took it for made would take the
+/// next node away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_that_is_not_committed_is_under_way() {
+    let mut world = World::formed(3).await;
+    world.settled().await;
+    let leader = world.leader().await;
+    assert!(!world.cluster(leader).status().changing);
+    for at in (0..3).filter(|at| *at != leader) {
+        world.kill(at, Crash::LoseUnsynced).await;
+    }
+    let newcomer = PeerId(7);
+    let cluster = world.cluster(leader).clone();
+    let asked =
+        tokio::spawn(async move { cluster.change(Change::Add { id: newcomer, member: member(3) }).await });
+    let status = until("the newcomer is in the log", || {
+        let status = world.cluster(leader).status();
+        status.members.iter().any(|member| member.id == newcomer).then_some(status)
+    })
+    .await;
+    assert!(status.changing, "{status:?}");
+    asked.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

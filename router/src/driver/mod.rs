@@ -244,12 +244,18 @@ impl Driver {
             // Only replication ends this.
             return stale;
         }
-        if !self.commands.is_empty() || self.engine_has_work() || self.maintain_more {
+        if !self.commands.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        if self.failure.is_some() {
+            // Nothing of the rest is done any more, however long it has been due.
+            return stale;
+        }
+        if self.engine_has_work() || self.maintain_more {
             return Some(Duration::ZERO);
         }
         let now = self.clock.now();
-        let deadline = if self.failure.is_none() { self.engine.next_deadline() } else { None };
-        let engine = deadline.into_iter().chain(self.lazy_commit).map(|due| {
+        let engine = self.engine.next_deadline().into_iter().chain(self.lazy_commit).map(|due| {
             // Time may run at half speed for a while: look again in time.
             self.clock.until(due.max(now))
         });

@@ -13,7 +13,7 @@ use beamlog_net::runtime;
 
 use super::World;
 use crate::decay;
-use crate::node::Slot;
+use crate::node::{SPINS, Slot};
 use crate::note;
 use crate::oracle::Violation;
 use crate::trace::Trace;
@@ -252,7 +252,7 @@ impl World {
             note!(self.around.trace, "n{place} has stopped: {reason}");
             let counted = reason.contains("is said to be committed");
             let node = &self.places[place];
-            if counted || !(node.excused || node.rotten) {
+            if counted || reason == SPINS || !(node.excused || node.rotten) {
                 return Err(Violation::Other(format!("n{place} stopped by itself: {reason}")));
             }
             self.crash(place);
@@ -368,9 +368,10 @@ impl Replacement {
             let cluster =
                 slots[through].lock().unwrap_or_else(std::sync::PoisonError::into_inner).cluster.clone();
             let Some(cluster) = cluster.filter(|_| through != place) else { continue };
-            let members = cluster.status().members;
+            let status = cluster.status();
+            let members = status.members;
             let votes = members.iter().any(|member| member.id == new && member.role == MemberRole::Voter);
-            let change = if votes && members.iter().all(|member| member.id != old) {
+            let change = if votes && !status.changing && members.iter().all(|member| member.id != old) {
                 // As this one sees it, which may be behind: nobody else takes that back.
                 note!(trace, "n{place} has been replaced");
                 done.store(true, Ordering::Relaxed);

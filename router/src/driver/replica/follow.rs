@@ -313,7 +313,9 @@ impl Driver {
     /// Whether an append goes on waiting for a roll.
     pub(super) fn still_waits(&mut self) -> bool {
         if self.full {
-            // Nowhere to write: it waits for space, and replication finds this node slow (DR16).
+            // Nowhere to write: it waits for space, which upkeep looks for now and then, and not for its time to be
+            // over; replication finds this node slow (DR16).
+            self.replica().deferred = None;
             return true;
         }
         let now = self.clock.instant();
