@@ -12,7 +12,7 @@ use clap::Parser;
 ///
 /// Rows: 1 publish with 128 in flight; 2 with one in flight; 3 the engine in process; 4 core pub/sub;
 /// 5 request/reply; 6 consumers; 8 three nodes; 9 a thousand streams; 10 restart with many messages; 11 start, memory;
-/// 12 a link beside its client library; 14 an edge that catches up with its hub.
+/// 12 a link beside its client library; 13 decisions; 14 an edge that catches up with its hub.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
