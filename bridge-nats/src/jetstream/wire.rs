@@ -99,20 +99,8 @@ fn push_base62(out: &mut String, mut value: u64, digits: usize) {
 }
 
 /// Appends a decimal number without a detour over a string.
-fn push_decimal(out: &mut Vec<u8>, mut value: u64) {
-    let mut digits = [0_u8; 20];
-    let mut at = digits.len();
-    loop {
-        at -= 1;
-        if let Some(place) = digits.get_mut(at) {
-            *place = b'0' + u8::try_from(value % 10).unwrap_or(0);
-        }
-        value /= 10;
-        if value == 0 {
-            break;
-        }
-    }
-    out.extend_from_slice(digits.get(at..).unwrap_or_default());
+fn push_decimal(out: &mut Vec<u8>, value: u64) {
+    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
 }
 
 /// Appends a JSON string. Names of streams hardly ever need an escape.

@@ -47,9 +47,9 @@ impl fmt::Display for StreamKey {
 impl StreamKey {
     /// The id of its message with this sequence.
     pub(crate) fn id(&self, sequence: u64) -> String {
-        // Once for each message: by hand.
-        let (epoch, sequence) = (self.epoch.to_string(), sequence.to_string());
-        [&self.name, "@", &epoch, ":", &sequence].concat()
+        // Once for each message: in one piece.
+        let (mut epoch, mut number) = (itoa::Buffer::new(), itoa::Buffer::new());
+        [&self.name, "@", epoch.format(self.epoch), ":", number.format(sequence)].concat()
     }
 
     /// The sequence of an id of this stream.

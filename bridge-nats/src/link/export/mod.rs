@@ -25,7 +25,7 @@ use super::trail::{self, StreamKey, Trail};
 use super::window::{After, Phase, Runs, Send, Settled, Verdict, Window};
 
 /// Messages on their way at once, and bytes of them.
-pub(super) const WINDOW_MESSAGES: usize = 1024;
+pub(super) const WINDOW_MESSAGES: usize = 2048;
 pub(super) const WINDOW_BYTES: usize = 16 << 20;
 /// Of a run only the last message asks for a publish ack. Times are milliseconds.
 pub(super) const RUNS: Runs = Runs {
@@ -44,7 +44,7 @@ const TICK: Duration = Duration::from_millis(500);
 /// Waits between attempts, when something cannot be done now.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// Messages that are asked for beyond the room there is, so that they are here when there is.
-const AHEAD: usize = 256;
+const AHEAD: usize = 1024;
 /// Messages that are sent before answers are looked at.
 pub(super) const BURST: usize = 256;
 

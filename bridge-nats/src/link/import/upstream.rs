@@ -22,7 +22,7 @@ use crate::link::rules::{ImportStream, StartFrom};
 use crate::link::trail::StreamKey;
 
 /// Messages of one pull.
-const PULL_MAX: usize = 500;
+const PULL_MAX: usize = 4000;
 /// Bytes of one pull: on a slow way more would not be here before it is taken for lost, or before the server
 /// takes us for too slow. One message is asked for even if it has more.
 const PULL_BYTES: usize = 2 << 20;
