@@ -46,6 +46,7 @@ targets! {
     log_entry,
     log_files,
     mesh_frame,
+    moving,
     peer_frames,
     peer_hello,
     policy_document,

@@ -133,6 +133,13 @@ pub fn peek(bytes: &[u8]) -> Result<Header, DecodeError> {
     open(bytes).map(|(header, _)| header)
 }
 
+/// Where the envelope that these bytes begin with says that it ends.
+#[must_use]
+pub fn length(bytes: &[u8]) -> Option<usize> {
+    let [_, _, _, _, l0, l1, l2, l3, ..] = *bytes else { return None };
+    usize::try_from(u32::from_le_bytes([l0, l1, l2, l3])).ok()?.checked_add(HEADER_BYTES)
+}
+
 /// Verifies an envelope and decodes its body.
 pub fn decode<T>(bytes: &[u8]) -> Result<T, DecodeError>
 where

@@ -240,7 +240,14 @@ pub(super) fn spell(form: Form, answer: &Answer, around: &Around<'_>) -> Reply {
         }
         Response::Message(message) => write_message(message, form.no_headers, object),
         // Answers to direct get, and to other nodes.
-        Response::Batch { .. } | Response::Reserved(_) | Response::Reservations(_) | Response::Shards(_) => {}
+        Response::Batch { .. }
+        | Response::Reserved(_)
+        | Response::Reservations(_)
+        | Response::Shards(_)
+        | Response::Arrivals(_)
+        | Response::Moving(_)
+        | Response::MovingHere(_)
+        | Response::Arriving { .. } => {}
         Response::Consumer(info) => {
             consumer_config::write_info(info, around.now, true, around.whereabouts, object);
         }
@@ -352,6 +359,10 @@ pub(super) fn raw(form: Form, stream: &str, answer: &Answer, send: &mut dyn FnMu
             | Response::Reserved(_)
             | Response::Reservations(_)
             | Response::Shards(_)
+            | Response::Arrivals(_)
+            | Response::Moving(_)
+            | Response::MovingHere(_)
+            | Response::Arriving { .. }
             | Response::Names(_)
             | Response::Streams(_)
             | Response::Deleted

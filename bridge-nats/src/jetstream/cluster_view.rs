@@ -14,6 +14,16 @@ pub struct ClusterView {
     pub leader: Option<String>,
     /// The other members.
     pub replicas: Vec<ReplicaView>,
+    /// Streams on their way to another place.
+    pub moves: Vec<MoveView>,
+}
+
+/// A stream on its way, and the places, as people call them.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct MoveView {
+    pub stream: String,
+    pub from: String,
+    pub to: String,
 }
 
 /// One member that does not lead.
@@ -39,12 +49,15 @@ pub(super) enum Whereabouts<'a> {
 }
 
 impl Whereabouts<'_> {
-    /// Writes `cluster`. A node that stands alone names itself only to who asks for this one stream.
-    pub(super) fn write(self, asked: bool, object: &mut Object<'_>) {
+    /// Writes `cluster` of a stream. A node that stands alone names itself only to who asks for this one stream.
+    pub(super) fn write(self, stream: &str, asked: bool, object: &mut Object<'_>) {
         match self {
             Self::Alone(name) if asked => object.object("cluster", |inner| inner.text("leader", name)),
             Self::Alone(_) => {}
-            Self::Cluster(view) => object.object("cluster", |inner| view.write(inner)),
+            Self::Cluster(view) => object.object("cluster", |inner| {
+                view.write(inner);
+                view.write_move(stream, inner);
+            }),
         }
     }
 
@@ -52,7 +65,7 @@ impl Whereabouts<'_> {
     pub(super) fn write_of_consumer(self, object: &mut Object<'_>) {
         match self {
             Self::Alone(_) => {}
-            Self::Cluster(_) => self.write(true, object),
+            Self::Cluster(view) => object.object("cluster", |inner| view.write(inner)),
         }
     }
 }
@@ -65,6 +78,15 @@ impl ClusterView {
             object.text("leader", leader);
         }
         self.write_replicas(object);
+    }
+
+    /// Beside what nats-server has.
+    fn write_move(&self, stream: &str, object: &mut Object<'_>) {
+        let Some(moves) = self.moves.iter().find(|moves| moves.stream == stream) else { return };
+        object.object("moving", |inner| {
+            inner.text("from", &moves.from);
+            inner.text("to", &moves.to);
+        });
     }
 
     pub(super) fn write_replicas(&self, object: &mut Object<'_>) {

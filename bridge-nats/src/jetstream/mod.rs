@@ -24,7 +24,7 @@ mod wire;
 pub use answer::{Form, Reply};
 pub use api::{Api, ApiStats, Placed};
 pub use call::{Call, parse_request};
-pub use cluster_view::{ClusterView, ReplicaView};
+pub use cluster_view::{ClusterView, MoveView, ReplicaView};
 pub use errors::{MESSAGE_ID_REUSED, UNREADABLE};
 pub use from_peers::{FromPeers, FromPeersStats};
 pub use monitor::{consumer_detail, stream_detail, stream_listed};

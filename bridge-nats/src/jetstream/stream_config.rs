@@ -261,7 +261,7 @@ pub(super) fn write_info(
     object.object("config", |inner| write(&info.config, server, inner));
     object.time("created", info.created);
     object.object("state", |inner| write_state(info, inner));
-    whereabouts.write(asked, object);
+    whereabouts.write(&info.config.name, asked, object);
     // DR23, ours: what an ack of this stream means. There is one class: synced before the ack.
     object.text("durability", "disk");
     object.time("ts", info.now);

@@ -79,7 +79,11 @@ pub fn run(data: &[u8]) {
             | Request::Release { .. }
             | Request::Reservations
             | Request::PutShard(_)
-            | Request::Shards => return,
+            | Request::Shards
+            | Request::Rearrange(_)
+            | Request::Move(_)
+            | Request::Arrive(_)
+            | Request::MovingHere => return,
         },
         Call::Reply(_) | Call::Nothing => return,
     };

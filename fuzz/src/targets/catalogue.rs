@@ -2,7 +2,9 @@
 
 use beamlog_log::envelope::HEADER_BYTES;
 use beamlog_router::api::catalogue::{CatalogueAnswer, CatalogueRefusal, CatalogueRequest, ListedMember};
-use beamlog_router::api::request::{ClusterShard, ListedShard, Reservation, ShardList};
+use beamlog_router::api::request::{
+    Arrival, ClusterShard, ListedShard, Place, Rearrange, Reservation, ShardList,
+};
 
 pub const WORDS: &[&[u8]] = &[&[0, 0, 0, 0, 0, 0, 0, 0], &[0xff; 8], &[1, 0, 0, 0], b"orders.>"];
 
@@ -28,7 +30,7 @@ fn check(bytes: &[u8]) {
 }
 
 /// A body under the header of an envelope of that kind.
-fn sealed(kind: &[u8], body: &[u8]) -> Vec<u8> {
+pub(super) fn sealed(kind: &[u8], body: &[u8]) -> Vec<u8> {
     let mut bytes = kind.to_vec();
     bytes.extend_from_slice(&u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes());
     let mut hasher = crc32fast::Hasher::new();
@@ -51,16 +53,33 @@ pub fn seeds() -> Vec<Vec<u8>> {
         deleted: false,
     };
     let shard = ClusterShard { number: 1, nodes: vec!["n1".into(), "n2".into()], founder: 7 };
+    let place = |peer| Place::Node { node: "n3".into(), peer };
+    let arrival = Arrival {
+        stream: "orders".into(),
+        id: 4,
+        from: Place::Common,
+        to: place(3),
+        store: String::new(),
+        exchanged: false,
+    };
     let requests = [
         CatalogueRequest::Reserve(reservation.clone()),
         CatalogueRequest::Release { stream: "orders".into(), store: "0123".into(), term: 3 },
         CatalogueRequest::Of { store: "0123".into(), after: "orders".into() },
         CatalogueRequest::PutShard(shard.clone()),
         CatalogueRequest::Shards,
+        CatalogueRequest::Rearrange(Rearrange::Announce { stream: "orders".into(), to: place(3) }),
+        CatalogueRequest::Rearrange(Rearrange::Exchange {
+            stream: "orders".into(),
+            id: 4,
+            holder: Some(reservation.clone()),
+        }),
+        CatalogueRequest::Rearrange(Rearrange::List),
     ];
     let answers = [
         CatalogueAnswer::Reserved(reservation.clone()),
         CatalogueAnswer::Released,
+        CatalogueAnswer::Arrivals(vec![arrival]),
         CatalogueAnswer::Page { reservations: vec![reservation], is_last: true },
         CatalogueAnswer::Refused(CatalogueRefusal::Invalid("invalid subject".into())),
         CatalogueAnswer::Refused(CatalogueRefusal::NameInUse),

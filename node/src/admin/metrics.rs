@@ -36,6 +36,7 @@ struct Figures {
     shard: ShardFigures,
     /// Of the others that this member of a cluster takes part in, by their label.
     others: Vec<(String, ShardFigures)>,
+    moving: usize,
     server: ServerStats,
     api: ApiStats,
     tasks: TasksStats,
@@ -225,6 +226,9 @@ static METRICS: &[Metric] = &[
     }),
     shard_gauge("beamlog_router_queued_commands", "Commands that wait for the driver", |f| {
         float(f.router.queued_commands)
+    }),
+    gauge("beamlog_cluster_moving_streams", "Streams on their way to another place in the cluster", |f| {
+        float(f.moving as u64)
     }),
     gauge("beamlog_nats_sessions", "Connections of clients", |f| float(f.server.connections)),
     counter("beamlog_nats_sessions_opened", "Connections since the start", |f| {
@@ -521,6 +525,7 @@ pub(super) async fn metrics(State(monitor): State<Arc<Monitor>>) -> impl IntoRes
     let figures = Figures {
         shard: ShardFigures::of(&monitor.router),
         others: monitor.served.as_ref().map(others).unwrap_or_default(),
+        moving: monitor.served.as_ref().map_or(0, |served| served.held.moving()),
         server: monitor.server.stats(),
         api: monitor.api.stats(),
         tasks: monitor.tasks.as_ref().map(|tasks| tasks.stats()).unwrap_or_default(),

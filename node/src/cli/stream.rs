@@ -19,6 +19,7 @@ Examples:
   beamlog stream add ORDERS --subjects 'orders.>' --max-age 7d
   beamlog stream add JOBS --subjects 'jobs.*' --retention workqueue --discard new --max-messages 10000
   beamlog stream add TRACES --subjects 'traces.>' --replicas 1 --tag n2
+  beamlog stream edit TRACES --tag n3                    # it moves there; --replicas 3: to all that vote
   beamlog stream ls
   beamlog stream info ORDERS -o json
   beamlog stream get ORDERS --last orders.eu
@@ -38,7 +39,7 @@ pub(crate) enum StreamCommand {
         #[command(flatten)]
         settings: StreamSettings,
     },
-    /// Change the settings that are given, and leave the others.
+    /// Change the settings that are given, and leave the others. With --replicas or --tag the stream moves.
     Edit {
         name: String,
         #[command(flatten)]
@@ -415,6 +416,9 @@ fn stream_text(info: &Value) -> String {
     shown["state"] = info["state"].clone();
     if let Some(leader) = info["cluster"].get("leader") {
         shown["placement"] = json!({ "leader": leader, "replicas": replicas(info) });
+        if let Some(moving) = info["cluster"].get("moving") {
+            shown["placement"]["moving"] = moving.clone();
+        }
     }
     fields(&shown)
 }

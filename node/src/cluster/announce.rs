@@ -4,10 +4,10 @@ use std::future::IntoFuture as _;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use beamlog_nats::jetstream::{ClusterEvent, ClusterView, NatsWire, ReplicaView};
+use beamlog_nats::jetstream::{ClusterEvent, ClusterView, MoveView, NatsWire, ReplicaView};
 use beamlog_nats::{ClusterInfo, Server};
 use beamlog_net::cluster::{Seat, Standing};
-use beamlog_router::api::request::{Request, Response};
+use beamlog_router::api::request::{Arrival, Place, Request, Response};
 use beamlog_router::{Router, Timestamp};
 use serde_json::{Value, json};
 use tracing::debug;
@@ -23,6 +23,14 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Entries that a member may be behind and still count as current.
 const CURRENT_LAG_MAX: u64 = 1000;
+
+/// A place as people call it.
+pub(super) fn name_of(place: &Place) -> String {
+    match place {
+        Place::Common => "all".to_owned(),
+        Place::Node { node, .. } => node.clone(),
+    }
+}
 
 impl NodeCluster {
     /// The cluster as this node sees it; who leads knows most.
@@ -50,7 +58,21 @@ impl NodeCluster {
                 .find(|member| member.leads)
                 .map(|member| member.member.name.clone()),
             replicas,
+            moves: self.moves_seen(),
         }
+    }
+
+    /// Streams on their way, as far as this node has heard.
+    pub(super) fn moves_seen(&self) -> Vec<MoveView> {
+        let moves = self.moves.heard.borrow();
+        let moves = moves.iter().filter(|arrival| !arrival.exchanged);
+        moves
+            .map(|Arrival { stream, from, to, .. }| MoveView {
+                stream: stream.clone(),
+                from: name_of(from),
+                to: name_of(to),
+            })
+            .collect()
     }
 
     pub(crate) fn leads(&self) -> bool {

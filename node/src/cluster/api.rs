@@ -13,19 +13,24 @@ use beamlog_router::api::request::Request;
 use beamlog_router::interest::{Envelope, Interest, PeerTarget, RouteCache};
 use beamlog_router::stream::StreamConfig;
 use beamlog_router::{Full, PublishBatch, ShardKind, StreamId};
+use bytes::Bytes;
+use tokio::sync::Semaphore;
 
 use crate::cluster::held::{Held, of_stream, send_to};
 use crate::cluster::lists::{self, Lists};
 use crate::cluster::shards::{Placed, Shards};
 
 const CREATE: &[u8] = b"$JS.API.STREAM.CREATE.";
+const UPDATE: &[u8] = b"$JS.API.STREAM.UPDATE.";
+
+/// Changes of streams of the cluster's shard that may be under way.
+const UPDATES_MAX: usize = 64;
 
 /// The JetStream API of a clustered node.
 pub(crate) struct ClusterApi {
     common: Arc<Common>,
     from_peers: FromPeers,
     leads: AtomicBool,
-    held: OnceLock<Held>,
     shards: OnceLock<Shards>,
 }
 
@@ -34,6 +39,9 @@ struct Common {
     api: Api,
     interest: Arc<Interest>,
     lists: Lists,
+    held: OnceLock<Held>,
+    /// Room for changes of streams that are being made.
+    updates: Arc<Semaphore>,
 }
 
 impl std::fmt::Debug for ClusterApi {
@@ -45,27 +53,22 @@ impl std::fmt::Debug for ClusterApi {
 impl ClusterApi {
     /// Within a tokio runtime.
     pub(crate) fn new(api: Api, lists: Lists, interest: Arc<Interest>) -> Self {
-        let common = Arc::new(Common { api, interest: Arc::clone(&interest), lists });
+        let (held, updates) = (OnceLock::new(), Arc::new(Semaphore::new(UPDATES_MAX)));
+        let common = Arc::new(Common { api, interest: Arc::clone(&interest), lists, held, updates });
         let from_peers = FromPeers::start(Arc::clone(&common) as Arc<dyn JetStream>, interest);
-        Self {
-            common,
-            from_peers,
-            leads: AtomicBool::new(false),
-            held: OnceLock::new(),
-            shards: OnceLock::new(),
-        }
+        Self { common, from_peers, leads: AtomicBool::new(false), shards: OnceLock::new() }
     }
 
     /// What this node holds alone, and its part in other shards: from now on streams of these can be made here.
     pub(crate) fn with_others(&self, held: Held, shards: Shards) {
         // Set once, when the node starts.
-        drop(self.held.set(held));
+        drop(self.common.held.set(held));
         drop(self.shards.set(shards));
     }
 
     /// What has the stream here, if it is not in the cluster's first shard.
     fn holder(&self, stream: &str) -> Option<Held> {
-        let held = self.held.get().filter(|held| held.has(stream)).cloned();
+        let held = self.common.held.get().filter(|held| held.has(stream)).cloned();
         held.or_else(|| self.shards.get()?.holder(stream))
     }
 
@@ -129,7 +132,9 @@ impl ClusterApi {
 impl ClusterApi {
     /// Sends a request for a new stream to where it is to be. Whether that is not the first shard.
     fn place(&self, config: &StreamConfig, request: &ApiRequest<'_>) -> Result<bool, ApiError> {
-        let (Some(held), Some(shards)) = (self.held.get(), self.shards.get()) else { return Ok(false) };
+        let (Some(held), Some(shards)) = (self.common.held.get(), self.shards.get()) else {
+            return Ok(false);
+        };
         match shards.place(config, request)? {
             Placed::Sent => Ok(true),
             Placed::Elsewhere if config.replicas == 1 => held.place(config, request).map(|()| true),
@@ -182,7 +187,30 @@ impl Common {
         if lists::is_of_all(request.subject) {
             return self.lists.answer(request);
         }
+        if request.subject.starts_with(UPDATE) {
+            return self.update(request);
+        }
         self.api.handle(request)
+    }
+
+    /// It may say that the stream is to be elsewhere.
+    fn update(&self, request: &ApiRequest<'_>) -> Handled {
+        let call = parse_request(request.subject, request.headers, request.payload);
+        let (Call::Engine { request: wanted, form }, Some(held)) = (call, self.held.get()) else {
+            return self.api.handle(request);
+        };
+        let Request::UpdateStream(config) = *wanted else { return self.api.handle(request) };
+        let (held, api, reply) = (held.clone(), self.api.clone(), Bytes::copy_from_slice(request.reply));
+        let Ok(room) = Arc::clone(&self.updates).try_acquire_owned() else {
+            self.api.tell(&reply, form, &Err(ApiError::TooManyRequests));
+            return Handled::Done;
+        };
+        tokio::spawn(async move {
+            let answer = held.update_common(*config).await;
+            api.tell(&reply, form, &answer);
+            drop(room);
+        });
+        Handled::Done
     }
 }
 
@@ -230,7 +258,7 @@ impl StreamGate for ClusterApi {
 
     fn captured(&self, stream: StreamId, message: &MeshMessage<'_>) {
         // By a way of its own for each shard: one that is full does not hold up the others.
-        let (held, shards) = (self.held.get(), self.shards.get());
+        let (held, shards) = (self.common.held.get(), self.shards.get());
         match (ShardKind::of(stream), held, shards) {
             (ShardKind::Local, Some(held), _) => held.publish(stream, message),
             (ShardKind::Numbered(number), _, Some(shards)) => shards.publish(number, stream, message),

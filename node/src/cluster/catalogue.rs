@@ -8,17 +8,18 @@ use beamlog_net::cluster::MemberRole;
 use beamlog_router::Router;
 use beamlog_router::api::catalogue::{CatalogueAnswer, CatalogueRequest, ListedMember};
 use beamlog_router::api::error::ApiError;
-use beamlog_router::api::request::{ClusterShard, Reservation, ShardList};
+use beamlog_router::api::request::{Arrival, ClusterShard, Rearrange, Reservation, ShardList};
 use beamlog_router::interest::{Envelope, Interest, Offered, RouteCache, Subscriber, SubscriptionKey};
 use bytes::Bytes;
 use tracing::warn;
 
 use crate::cluster::NodeCluster;
+use crate::cluster::moves;
 use crate::core_messages;
 
 /// The name of who leads, and the subject that a request shows: a client's message shows the one that it goes by, so
 /// it cannot be taken for one.
-const NAME: &[u8] = b"_BEAMLOG.CATALOGUE";
+pub(super) const NAME: &[u8] = b"_BEAMLOG.CATALOGUE";
 const SHOWN: &[u8] = b"$BEAMLOG.CATALOGUE";
 
 /// A change waits for a quorum.
@@ -52,6 +53,9 @@ impl Drop for Desk {
 
 impl Subscriber for Answering {
     fn offer(&self, _subscription: u64, message: &Envelope<'_>) -> Offered {
+        if message.subject == moves::SHOWN {
+            return moves::answer(&self.router, message, |_| ());
+        }
         if message.subject != SHOWN || message.reply.is_empty() {
             return Offered::Refused;
         }
@@ -124,8 +128,26 @@ pub(super) async fn reserve(router: &Router, reservation: Reservation) -> Result
         CatalogueAnswer::Released
         | CatalogueAnswer::Page { .. }
         | CatalogueAnswer::Shards { .. }
+        | CatalogueAnswer::Arrivals(_)
         | CatalogueAnswer::Refused(_) => Err(ApiError::NotLeader),
     }
+}
+
+/// What moves then.
+pub(super) async fn rearrange(router: &Router, wanted: Rearrange) -> Result<Vec<Arrival>, ApiError> {
+    match ask(router, &CatalogueRequest::Rearrange(wanted)).await? {
+        CatalogueAnswer::Arrivals(arrivals) => Ok(arrivals),
+        CatalogueAnswer::Reserved(_)
+        | CatalogueAnswer::Released
+        | CatalogueAnswer::Page { .. }
+        | CatalogueAnswer::Shards { .. }
+        | CatalogueAnswer::Refused(_) => Err(ApiError::NotLeader),
+    }
+}
+
+/// All that moves.
+pub(super) async fn moving(router: &Router) -> Result<Vec<Arrival>, ApiError> {
+    rearrange(router, Rearrange::List).await
 }
 
 pub(super) async fn release(router: &Router, stream: &str, store: &str, term: u64) -> Result<(), ApiError> {
@@ -149,6 +171,7 @@ pub(super) async fn of_store(router: &Router, store: &str) -> Result<Vec<Reserva
             CatalogueAnswer::Reserved(_)
             | CatalogueAnswer::Released
             | CatalogueAnswer::Shards { .. }
+            | CatalogueAnswer::Arrivals(_)
             | CatalogueAnswer::Refused(_) => return Err(ApiError::NotLeader),
         }
     }
@@ -176,6 +199,7 @@ async fn listed(
         CatalogueAnswer::Reserved(_)
         | CatalogueAnswer::Released
         | CatalogueAnswer::Page { .. }
+        | CatalogueAnswer::Arrivals(_)
         | CatalogueAnswer::Refused(_) => Err(ApiError::NotLeader),
     }
 }

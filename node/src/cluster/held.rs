@@ -6,6 +6,7 @@
 //! and then it compares with the catalogue, for what was cut off by a crash or happened while this node was away.
 
 mod changes;
+mod moving;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -21,16 +22,19 @@ use beamlog_nats::jetstream::{
 use beamlog_net::mesh::MeshMessage;
 use beamlog_net::peer::PeerId;
 use beamlog_router::api::error::ApiError;
+use beamlog_router::api::moving::MoveRequest;
 use beamlog_router::api::request::{Request, Reservation, Response};
 use beamlog_router::interest::{Envelope, Interest, Offered, RouteCache, Subscriber, SubscriptionKey};
 use beamlog_router::replica::Role;
 use beamlog_router::stream::StreamConfig;
 use beamlog_router::{Full, Health, OpenError, PublishBatch, Router, RouterOptions, StreamId};
 use bytes::Bytes;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::cluster::NodeCluster;
 use crate::cluster::api::Onwards;
+use crate::cluster::moves;
+pub(super) use changes::ask;
 
 /// Changes that may wait for their turn.
 const CHANGES_MAX: usize = 1024;
@@ -82,6 +86,8 @@ struct Inner {
     /// What is here, and by what it is found.
     streams: RwLock<BTreeMap<String, SubscriptionKey>>,
     changes: mpsc::Sender<Change>,
+    /// Something is to move, or not any more.
+    moves: Arc<Notify>,
     door: Arc<Door>,
     /// Finds the other way for a stream that is not here.
     onwards: Onwards,
@@ -146,15 +152,21 @@ impl What {
 }
 
 /// Takes what was sent here by a stream's or this node's name, in its order.
-struct Door(FromPeers);
+struct Door {
+    requests: FromPeers,
+    inner: Weak<Inner>,
+}
 
 impl Subscriber for Door {
     fn offer(&self, _subscription: u64, message: &Envelope<'_>) -> Offered {
         let Envelope { subject, reply, headers, payload, .. } = *message;
+        if subject == moves::SHOWN {
+            return self.inner.upgrade().map_or(Offered::Refused, |inner| Held(inner).tell_of_move(message));
+        }
         if !subject.starts_with(b"$JS.") {
             return Offered::Refused;
         }
-        self.0.request(subject, reply, headers, payload);
+        self.requests.request(subject, reply, headers, payload);
         Offered::Taken
     }
 
@@ -202,10 +214,12 @@ impl Held {
         let (changes, waiting) = mpsc::channel(CHANGES_MAX);
         let held = Self(Arc::new_cyclic(|inner| {
             let inside = Arc::new(Inside(Weak::clone(inner)));
-            let door = Arc::new(Door(FromPeers::start(inside, Arc::clone(main.interest()))));
+            let requests = FromPeers::start(inside, Arc::clone(main.interest()));
+            let door = Arc::new(Door { requests, inner: Weak::clone(inner) });
             let (store, streams) = (OnceLock::new(), RwLock::default());
             let place = Place::Node { folder: folder.clone(), options };
-            Inner { main, main_api, member, place, store, streams, changes, door, onwards }
+            let moves = Arc::default();
+            Inner { main, main_api, member, place, store, streams, changes, moves, door, onwards }
         }));
         if folder.exists() {
             held.open().await?;
@@ -213,6 +227,8 @@ impl Held {
         let peer = held.0.member.cluster.me();
         held.listen_by(&of_node(peer));
         tokio::spawn(changes::make(Arc::downgrade(&held.0), waiting));
+        tokio::spawn(moving::tend(Arc::downgrade(&held.0)));
+        tokio::spawn(moving::carry(Arc::downgrade(&held.0), held.0.member.moves.heard.subscribe()));
         Ok(held)
     }
 
@@ -232,11 +248,12 @@ impl Held {
         let role = member.role();
         let held = Self(Arc::new_cyclic(|inner| {
             let inside = Arc::new(Inside(Weak::clone(inner)));
-            let door = Arc::new(Door(FromPeers::start(inside, Arc::clone(main.interest()))));
+            let requests = FromPeers::start(inside, Arc::clone(main.interest()));
+            let door = Arc::new(Door { requests, inner: Weak::clone(inner) });
             let (wanted, keys) = (AtomicUsize::new(0), Mutex::default());
             let place = Place::Shard(OfShard { number, role: role.clone(), wanted, keys });
-            let streams = RwLock::default();
-            Inner { main, main_api, member, place, store, streams, changes, door, onwards }
+            let (streams, moves) = (RwLock::default(), Arc::default());
+            Inner { main, main_api, member, place, store, streams, changes, moves, door, onwards }
         }));
         tokio::spawn(changes::make(Arc::downgrade(&held.0), waiting));
         tokio::spawn(follow_role(Arc::downgrade(&held.0), role));
@@ -327,7 +344,7 @@ impl Held {
     /// Takes a publish of a peer, which a stream that is here captures.
     pub(super) fn publish(&self, stream: StreamId, message: &MeshMessage<'_>) {
         let MeshMessage { subject, reply, headers, payload, .. } = *message;
-        self.0.door.0.publish(stream, subject, reply, headers, payload);
+        self.0.door.requests.publish(stream, subject, reply, headers, payload);
     }
 
     /// A request for a stream that is here, or is to be.
@@ -350,6 +367,17 @@ impl Held {
             self.0.main_api.tell(&change.reply, change.form, &Err(ApiError::TooManyRequests));
         }
         Handled::Done
+    }
+
+    /// Another shard asks about a stream that it is to have.
+    fn tell_of_move(self, message: &Envelope<'_>) -> Offered {
+        let Some(router) = self.router().cloned() else { return Offered::Refused };
+        moves::answer(&router, message, move |wanted| {
+            if let MoveRequest::Freeze { stream, .. } = wanted {
+                // Nobody is sent here any more.
+                self.gone(stream);
+            }
+        })
     }
 
     /// Seals the store.
@@ -376,9 +404,12 @@ impl Held {
         let member = self.0.member.clone();
         api.placed_by(Box::new(move || view(&member)));
         let id = router.node_id().to_string();
+        let moving = moving::moving_here(&router).await.unwrap_or_default();
         // It answers until it has failed, and then for nothing.
         for stream in names(&router).await.unwrap_or_default() {
-            self.found(&stream);
+            if !moving.iter().any(|one| one.stream == stream) {
+                self.found(&stream);
+            }
         }
         Ok(self.0.store.get_or_init(|| Store { router, api, id }))
     }
@@ -419,6 +450,7 @@ fn view(member: &NodeCluster) -> ClusterView {
         group: format!("local-{name}"),
         leader: Some(name),
         replicas: Vec::new(),
+        moves: member.moves_seen(),
     }
 }
 

@@ -7,6 +7,7 @@ mod catalogue;
 mod held;
 mod keeper;
 mod lists;
+mod moves;
 mod shards;
 mod shown;
 
@@ -30,6 +31,7 @@ pub(crate) use announce::announce;
 pub(crate) use api::{ClusterApi, Onwards};
 pub(crate) use held::Held;
 pub(crate) use lists::Lists;
+use moves::Moves;
 pub(crate) use shards::Shards;
 pub use shards::{MarkError, ShardError};
 pub(crate) use shown::{Asked, change, status};
@@ -123,6 +125,8 @@ pub(crate) struct NodeCluster {
     seats: Seats,
     /// How clients reach this node.
     clients: Option<String>,
+    /// Streams on their way, as far as was heard.
+    pub(crate) moves: Arc<Moves>,
 }
 
 impl std::fmt::Debug for NodeCluster {
@@ -175,7 +179,8 @@ impl Prepared {
         };
         let cluster = Cluster::start(start).await?;
         let clients = options.clients;
-        let node = NodeCluster { cluster, transport, certificates, member, seats, clients };
+        let moves = Arc::default();
+        let node = NodeCluster { cluster, transport, certificates, member, seats, clients, moves };
         tokio::spawn(keeper::tell_role(node.clone(), router.clone(), mesh, Arc::clone(api)));
         keeper::keep(node.clone(), options.join);
         Ok(node)
@@ -191,7 +196,8 @@ impl Prepared {
         let peers: Arc<dyn PeerTransport> = Arc::new(transport.clone());
         let start = StartWitness { seat, me, witness, transport: peers, options: Timing::default() };
         let cluster = Cluster::start_witness(start).await?;
-        let node = NodeCluster { cluster, transport, certificates, member, seats, clients: None };
+        let (clients, moves) = (None, Arc::default());
+        let node = NodeCluster { cluster, transport, certificates, member, seats, clients, moves };
         keeper::keep(node.clone(), options.join);
         Ok(node)
     }

@@ -4,6 +4,7 @@ use beamlog_net::cluster::{Change, ChangeError, ClusterStatus, MemberRole, Stand
 use beamlog_net::peer::PeerId;
 use serde_json::{Value, json};
 
+use crate::cluster::announce::name_of;
 use crate::cluster::{NodeCluster, Served};
 
 /// Entries behind which a member is called out.
@@ -38,6 +39,23 @@ pub(crate) fn status(node: &NodeCluster, served: Option<&Served>) -> Value {
     let held = served.map(|served| served.held.streams()).unwrap_or_default();
     let (shards, of_shards) = served.map(|served| served.shards.page()).unwrap_or_default();
     problems.extend(of_shards);
+    let moving: Vec<Value> = node
+        .moves
+        .heard
+        .borrow()
+        .iter()
+        .map(|arrival| {
+            json!({
+                "stream": arrival.stream,
+                "from": name_of(&arrival.from),
+                "to": name_of(&arrival.to),
+                // Behind the exchange only the copy of who had it is to go.
+                "exchanged": arrival.exchanged,
+                // Where it is copied to.
+                "copied": node.moves.copied(&arrival.stream),
+            })
+        })
+        .collect();
     let members: Vec<Value> = status
         .members
         .iter()
@@ -77,6 +95,7 @@ pub(crate) fn status(node: &NodeCluster, served: Option<&Served>) -> Value {
         "problems": problems,
         "members": members,
         "held": held,
+        "moving": moving,
         "shards": shards,
     })
 }

@@ -55,7 +55,7 @@ pub(crate) fn listed(list: &Value) -> (Vec<&str>, Vec<&str>) {
     )
 }
 
-async fn site() -> Site {
+pub(crate) async fn site() -> Site {
     let mut site = Site::new(NAMES);
     site.start_all().await;
     site
@@ -87,7 +87,7 @@ async fn one_node_holds_a_stream_with_one_replica_and_every_node_serves_it() {
             assert_eq!(sequence, expected.len() as u64);
         }
         assert_eq!(names(&context).await, json!(["L", "S"]));
-        let list = ask(&context, "STREAM.LIST", json!({})).await.unwrap();
+        let list = patiently("a list", async || ask(&context, "STREAM.LIST", json!({})).await.ok()).await;
         assert_eq!(listed(&list), (vec!["L", "S"], vec![]), "{list}");
         let (status, page) = get(&site.node(at).admin, "/jsz?streams=1", "localhost");
         assert_eq!(status, 200);
@@ -233,7 +233,6 @@ async fn subjects_of_a_held_stream_change_and_end_with_it_wherever_its_node_is()
     };
     assert_eq!(create(&first, "S", "m.>", three.clone()).await.unwrap()["did_create"], true);
     assert_eq!(update(json!(["l.>", "m.a"]), 1).await, Err(10065));
-    assert_eq!(update(json!(["l.>"]), 3).await, Err(10069));
     update(json!(["l.a", "k"]), 1).await.unwrap();
     assert_eq!(patiently("an ack", async || publish(&first, "k", "1").await).await, 1);
     // What it let go is free for others.

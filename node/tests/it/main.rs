@@ -16,6 +16,7 @@ mod hub_token;
 mod link_configuration;
 mod link_procedures;
 mod links;
+mod moves;
 mod recording_rules;
 mod references;
 mod regressed;

@@ -5,7 +5,9 @@ use beamlog_log::envelope::{self, DecodeError, EncodeError, Enveloped};
 use wincode::{SchemaRead, SchemaWrite};
 
 use crate::api::error::ApiError;
-use crate::api::request::{Answer, ClusterShard, Request, Reservation, Response, ShardList};
+use crate::api::request::{
+    Answer, Arrival, ClusterShard, Rearrange, Request, Reservation, Response, ShardList,
+};
 
 /// Reservations of one page, and bytes of their subjects.
 const PAGE: usize = 1000;
@@ -24,6 +26,8 @@ pub enum CatalogueRequest {
     PutShard(ClusterShard),
     /// [`Request::Shards`].
     Shards,
+    /// Of a stream that is to move.
+    Rearrange(Rearrange),
 }
 
 /// What is answered.
@@ -41,6 +45,7 @@ pub enum CatalogueAnswer {
         list: ShardList,
         members: Vec<ListedMember>,
     },
+    Arrivals(Vec<Arrival>),
 }
 
 /// A data node of the cluster, as who keeps the catalogue knows it.
@@ -63,6 +68,9 @@ pub enum CatalogueRefusal {
     Unavailable,
     /// A shard cannot be so.
     NoSuitablePeers(String),
+    NotFound,
+    /// A move, as things are.
+    NotNow(String),
 }
 
 impl Enveloped for CatalogueRequest {
@@ -99,6 +107,7 @@ impl CatalogueRequest {
             Self::Of { .. } => Request::Reservations,
             Self::PutShard(shard) => Request::PutShard(shard.clone()),
             Self::Shards => Request::Shards,
+            Self::Rearrange(wanted) => Request::Rearrange(Box::new(wanted.clone())),
         }
     }
 
@@ -122,9 +131,11 @@ impl CatalogueRequest {
             (Self::PutShard(_) | Self::Shards, Ok(Response::Shards(list))) => {
                 CatalogueAnswer::Shards { list, members: members() }
             }
-            (Self::Reserve(_) | Self::Of { .. } | Self::PutShard(_) | Self::Shards, Ok(_)) => {
-                CatalogueAnswer::Refused(CatalogueRefusal::Unavailable)
-            }
+            (Self::Rearrange(_), Ok(Response::Arrivals(arrivals))) => CatalogueAnswer::Arrivals(arrivals),
+            (
+                Self::Reserve(_) | Self::Of { .. } | Self::PutShard(_) | Self::Shards | Self::Rearrange(_),
+                Ok(_),
+            ) => CatalogueAnswer::Refused(CatalogueRefusal::Unavailable),
             (_, Err(error)) => CatalogueAnswer::Refused(CatalogueRefusal::of(&error)),
         }
     }
@@ -145,9 +156,13 @@ impl CatalogueAnswer {
 }
 
 impl CatalogueRefusal {
-    fn of(error: &ApiError) -> Self {
-        if *error == ApiError::NotLeader || *error == ApiError::LogFailed {
+    pub(super) fn of(error: &ApiError) -> Self {
+        if let ApiError::StreamUpdateInvalid(text) = error {
+            Self::NotNow(text.clone())
+        } else if *error == ApiError::NotLeader || *error == ApiError::LogFailed {
             Self::Unavailable
+        } else if *error == ApiError::StreamNotFound {
+            Self::NotFound
         } else if *error == ApiError::StreamNameInUse {
             Self::NameInUse
         } else if *error == ApiError::SubjectOverlap {
@@ -171,6 +186,8 @@ impl From<CatalogueRefusal> for ApiError {
             CatalogueRefusal::Invalid(text) => Self::StreamConfigInvalid(text),
             CatalogueRefusal::Unavailable => Self::NotLeader,
             CatalogueRefusal::NoSuitablePeers(text) => Self::NoSuitablePeers(text),
+            CatalogueRefusal::NotFound => Self::StreamNotFound,
+            CatalogueRefusal::NotNow(text) => Self::StreamUpdateInvalid(text),
         }
     }
 }

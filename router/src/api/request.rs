@@ -6,7 +6,9 @@ use beamlog_log::{Message, Sequence, StreamId, Timestamp};
 use bytes::Bytes;
 
 use crate::api::error::{ApiError, PublishRefusal};
+use crate::api::moving::{Arrive, MoveAnswer, MoveRequest, MovingHere};
 use crate::consumer::{ConsumerConfig, ConsumerInfo};
+pub use crate::engine::arrivals::{Arrival, Place, Rearrange};
 pub use crate::engine::reservations::Reservation;
 pub use crate::engine::shards::{ClusterShard, ListedShard, ShardList};
 use crate::stream::{OriginInfo, StreamConfig, StreamState};
@@ -87,6 +89,14 @@ pub enum Request {
     PutShard(ClusterShard),
     /// The shards of the cluster beside the first.
     Shards,
+    /// A stream is to go to another shard, or not: the catalogue says which has it.
+    Rearrange(Box<Rearrange>),
+    /// Of a stream that goes.
+    Move(Box<MoveRequest>),
+    /// Of the copy that is made here.
+    Arrive(Box<Arrive>),
+    /// All streams that are on their way from or to this shard.
+    MovingHere,
     StreamNames {
         subject: Option<String>,
         offset: usize,
@@ -190,6 +200,15 @@ pub enum Response {
     Reserved(Box<Reservation>),
     Reservations(Vec<Reservation>),
     Shards(ShardList),
+    /// Streams that move.
+    Arrivals(Vec<Arrival>),
+    Moving(Box<MoveAnswer>),
+    MovingHere(Vec<MovingHere>),
+    /// How far the copy is; whether the same is to be asked again, because there is more to do.
+    Arriving {
+        last: Sequence,
+        again: bool,
+    },
     Names(Page<String>),
     Streams(Page<StreamInfo>),
     Deleted,

@@ -165,9 +165,13 @@ impl Driver {
             | Request::PauseConsumer { .. }
             | Request::Reserve(_)
             | Request::Release { .. }
-            | Request::Reservations
             | Request::PutShard(_)
-            | Request::Shards => return Err(ApiError::LogFailed),
+            | Request::Shards
+            | Request::Rearrange(_)
+            | Request::Move(_)
+            | Request::Arrive(_)
+            | Request::MovingHere
+            | Request::Reservations => return Err(ApiError::LogFailed),
         };
         let mut answered = Err(ApiError::LogFailed);
         let now = self.clock.now();

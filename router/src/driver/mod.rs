@@ -683,7 +683,8 @@ fn needs_space(request: &Request) -> bool {
         Request::CreateStream(_)
         | Request::CreateConsumer { .. }
         | Request::Reserve(_)
-        | Request::PutShard(_) => true,
+        | Request::PutShard(_)
+        | Request::Arrive(_) => true,
         Request::AccountInfo
         | Request::UpdateStream(_)
         | Request::DeleteStream { .. }
@@ -701,7 +702,10 @@ fn needs_space(request: &Request) -> bool {
         | Request::DeleteConsumer { .. }
         | Request::PauseConsumer { .. }
         | Request::Release { .. }
-        | Request::Reservations
-        | Request::Shards => false,
+        | Request::Shards
+        | Request::Rearrange(_)
+        | Request::Move(_)
+        | Request::MovingHere
+        | Request::Reservations => false,
     }
 }

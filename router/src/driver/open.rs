@@ -150,7 +150,12 @@ pub(crate) fn open(
         message_bytes: options.message_bytes_max,
         // Half a frame may be gathered already; what is left over is for what follows from the messages.
         batch_bytes: options.log.frame_bytes_max / 16 * 7,
-        replicas: if replicator.is_some() { crate::stream::validation::REPLICAS_MAX } else { 1 },
+        // What a node holds alone may be on its way to the shard of all.
+        replicas: if replicator.is_some() || kind == ShardKind::Local {
+            crate::stream::validation::REPLICAS_MAX
+        } else {
+            1
+        },
         shard: kind,
     };
     let vote = Arc::new(Mutex::new(None));

@@ -76,11 +76,10 @@ impl Engine {
         config: StreamConfig,
         recovering: bool,
     ) {
-        let name = config.name.clone();
         let mut body = StreamBody::new(id, config, created);
         body.recovering = recovering;
+        self.names.insert(body.key(), id);
         self.streams.insert(id, Stream::new(body));
-        self.names.insert(name, id);
         self.next_stream = self.next_stream.max(id.0 + 1);
     }
 
@@ -110,7 +109,9 @@ impl Engine {
         name: &str,
         subjects: &[String],
     ) -> Result<(), ApiError> {
-        let here = self.streams.values().filter(|stream| Some(stream.body.id) != except);
+        // A copy that arrives takes nothing; who sends it has the subjects.
+        let arrives = |stream: &&Stream| stream.body.moving.is_copy();
+        let here = self.streams.values().filter(|stream| Some(stream.body.id) != except && !arrives(stream));
         let here = here.flat_map(|stream| &stream.body.config.subjects);
         let elsewhere = self.reservations.all().filter(|reservation| reservation.stream != name);
         let mut taken = here.chain(elsewhere.flat_map(|reservation| &reservation.subjects));
@@ -121,7 +122,7 @@ impl Engine {
     }
 
     /// Says which publishes the stream takes, after it took those of `before`.
-    fn capture(&mut self, id: StreamId, before: &[String]) {
+    pub(super) fn capture(&mut self, id: StreamId, before: &[String]) {
         let now = &self.streams[&id].body.config.subjects;
         for filter in before.iter().filter(|filter| !now.contains(filter)) {
             let filter = Bytes::copy_from_slice(filter.as_bytes());
@@ -137,6 +138,9 @@ impl Engine {
     pub(crate) fn capture_all(&mut self) {
         let ids: Vec<StreamId> = self.names.values().copied().collect();
         for id in ids {
+            if self.streams[&id].body.moving.is_moving() {
+                continue;
+            }
             self.capture(id, &[]);
         }
     }
@@ -201,6 +205,8 @@ impl Engine {
             return self.delete_elsewhere(turn, name);
         }
         let id = self.stream_id(name)?;
+        // Before it goes: the copy that was to be made of it is not missed.
+        self.end_arrival(turn, name);
         Record::StreamDeleted { id }.push(turn.journal).expect("the record is a few bytes");
         self.commit_wanted = true;
         let consumers: Vec<_> = self.streams[&id].consumers.keys().copied().collect();
@@ -221,7 +227,7 @@ impl Engine {
     pub(super) fn apply_deleted(&mut self, id: StreamId) -> Option<Stream> {
         let stream = self.streams.remove(&id)?;
         self.batch_bytes -= stream.batches.bytes();
-        self.names.remove(&stream.body.config.name);
+        self.names.remove(&stream.body.key());
         self.removed_rows.push(RowKey::Stream(id));
         self.removed_rows.extend(stream.consumers.keys().map(|consumer| RowKey::Consumer(id, *consumer)));
         Some(stream)
@@ -264,7 +270,9 @@ impl Engine {
                 .iter()
                 .any(|subject| subject::overlaps(subject.as_bytes(), filter.as_bytes())),
         };
-        self.names.values().copied().filter(|id| selects(&self.streams[id])).collect()
+        let is_known = |stream: &Stream| !stream.body.moving.is_copy();
+        let ids = self.names.values().copied();
+        ids.filter(|id| is_known(&self.streams[id]) && selects(&self.streams[id])).collect()
     }
 
     pub(super) fn stream_names(&self, filter: Option<&str>, offset: usize) -> Response {
@@ -303,7 +311,7 @@ pub(super) fn map_page<T, U>(page: Page<T>, each: impl FnMut(T) -> U) -> Page<U>
     Page { total, offset, limit, items: items.into_iter().map(each).collect() }
 }
 
-fn push_features(turn: &mut Turn<'_>, stream: StreamId, config: &StreamConfig) {
+pub(super) fn push_features(turn: &mut Turn<'_>, stream: StreamId, config: &StreamConfig) {
     let features = Features::of(config);
     if !features.is_empty() {
         Record::Features { stream, features }.push(turn.journal).expect("the record is a few bytes");

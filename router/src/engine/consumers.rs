@@ -46,7 +46,7 @@ impl Engine {
         consumer: ConsumerId,
         call: impl FnOnce(&mut Consumer, Timestamp, &mut StreamView<'_>, &mut Vec<ConsumerOutput>) -> R,
     ) -> Option<R> {
-        let stream = self.streams.get_mut(&id)?;
+        let stream = self.streams.get_mut(&id).filter(|stream| !stream.body.moving.is_moving())?;
         let (mut view, consumers) = stream.parts(turn.journal, turn.has_interest);
         let slot = consumers.get_mut(&consumer)?;
         let mut asked = std::mem::take(&mut self.asked);
@@ -417,7 +417,13 @@ impl Engine {
         let Pull { stream, consumer, request, reply } = pull;
         let Ok((id, consumer)) = self.find_consumer(&stream, &consumer) else {
             let names = Arc::new(ConsumerNames { stream: stream.clone(), consumer: consumer.clone() });
-            let status = DeliveryStatus::NoConsumer { stream, consumer };
+            let moves = self.names.get(&stream).is_some_and(|id| self.streams[id].body.moving.is_moving());
+            let status = if moves {
+                // Whoever has it soon is asked again.
+                DeliveryStatus::LeadershipChange
+            } else {
+                DeliveryStatus::NoConsumer { stream, consumer }
+            };
             self.outputs.push_back(Output::Status { names, to: reply, token: None, status });
             return;
         };
@@ -485,6 +491,9 @@ impl Engine {
             // `settle` puts it back when it is still ready.
             slot.ready = false;
             let stream = self.streams.get_mut(&id).expect("it has the consumer");
+            if stream.body.moving.is_moving() {
+                continue;
+            }
             let (mut view, consumers) = stream.parts(turn.journal, turn.has_interest);
             let slot = consumers.get_mut(&consumer).expect("it was just found");
             let mut asked = std::mem::take(&mut self.asked);

@@ -21,6 +21,9 @@ const UNREADABLE_RETRY_NANOS: u64 = 60_000_000_000;
 /// When something of the stream ends next.
 pub(super) fn stream_deadline(stream: &mut Stream, journal: &mut dyn Journal) -> Option<Timestamp> {
     let body = &mut stream.body;
+    if body.moving.is_moving() {
+        return None;
+    }
     let ids = body.message_ids.oldest().map(|oldest| {
         Timestamp(oldest.0 + body.config.duplicate_window_nanos.unwrap_or(0) + IDS_SLACK_NANOS)
     });
@@ -68,6 +71,9 @@ impl Engine {
 
     /// Returns whether more is due at once.
     fn pass_stream_deadline(&mut self, turn: &mut Turn<'_>, id: StreamId) -> bool {
+        if self.streams.get(&id).is_some_and(|stream| stream.body.moving.is_moving()) {
+            return false;
+        }
         self.give_up_batches(turn, id);
         let Some(stream) = self.streams.get_mut(&id) else { return false };
         stream.armed = None;

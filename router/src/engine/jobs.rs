@@ -162,6 +162,10 @@ impl Engine {
         }
     }
 
+    pub(super) fn has_jobs(&self, stream: StreamId) -> bool {
+        self.jobs.iter().any(|job| job.stream() == stream)
+    }
+
     /// The stream is gone: whoever waits for a job on it is told.
     pub(super) fn drop_jobs(&mut self, stream: StreamId) {
         let jobs = std::mem::take(&mut self.jobs);

@@ -4,11 +4,14 @@
 //! One input, then `poll_output` until `None`, then the next input (asserted). Outputs may show what the
 //! records of this frame say: the driver holds them until that frame is durable.
 
+pub(crate) mod arrivals;
+mod arriving;
 mod batches;
 mod catalogue;
 mod consumers;
 mod expiry;
 mod jobs;
+mod moving;
 mod output;
 mod publish;
 mod reads;
@@ -264,6 +267,10 @@ impl Engine {
             Request::Reservations => Ok(Response::Reservations(self.reservations.all().cloned().collect())),
             Request::PutShard(shard) => self.put_shard(turn, shard),
             Request::Shards => Ok(Response::Shards(self.shard_list())),
+            Request::Rearrange(wanted) => self.rearrange(turn, *wanted),
+            Request::Move(wanted) => self.move_stream(turn, *wanted),
+            Request::Arrive(wanted) => self.arrive(turn, *wanted),
+            Request::MovingHere => Ok(Response::MovingHere(self.moving_here())),
             Request::StreamNames { subject, offset } => Ok(self.stream_names(subject.as_deref(), offset)),
             Request::StreamList { subject, offset } => Ok(self.stream_list(turn, subject.as_deref(), offset)),
             Request::PurgeStream { .. } => unreachable!("handled above"),
@@ -292,7 +299,11 @@ impl Engine {
     }
 
     fn stream_id(&self, name: &str) -> Result<StreamId, ApiError> {
-        self.names.get(name).copied().ok_or_else(|| self.reservations.missing(name))
+        let id = self.names.get(name).copied().ok_or_else(|| self.reservations.missing(name))?;
+        if self.streams[&id].body.moving.is_moving() {
+            return Err(ApiError::StreamOffline { node: "another one soon: it moves".to_owned() });
+        }
+        Ok(id)
     }
 
     fn stream(&mut self, name: &str) -> Result<&mut Stream, ApiError> {

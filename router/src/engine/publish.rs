@@ -35,7 +35,8 @@ pub(super) struct Admitted<'a> {
 impl Engine {
     pub(super) fn publish(&mut self, turn: &mut Turn<'_>, publish: &PublishRef<'_>) {
         let id = publish.stream;
-        let Some(stream) = self.streams.get_mut(&id) else {
+        let stream = self.streams.get_mut(&id).filter(|stream| !stream.body.moving.is_moving());
+        let Some(stream) = stream else {
             self.counters.refused_publishes += 1;
             let result = Err(PublishRefusal::StreamNotFound);
             self.outputs.push_back(Output::Published { stream: id, result, acked: true });

@@ -9,8 +9,10 @@ use beamlog_log::{Journal, Sequence, StreamId, Timestamp};
 use wincode::{SchemaRead, SchemaWrite};
 
 use crate::consumer::{ConsumerId, ConsumerRecord, ConsumerSnapshot};
+use crate::engine::arrivals::Arrival;
 use crate::engine::reservations::Reservation;
 use crate::engine::shards::ClusterShard;
+use crate::stream::moving::{MovedId, Moving};
 use crate::stream::{Features, StreamConfig};
 
 /// One decided change. Variants are only ever added at the end.
@@ -75,6 +77,31 @@ pub(crate) enum Record {
     },
     /// A shard of the cluster beside this one, or other nodes for it.
     ShardListed(ClusterShard),
+    /// The stream begins to move, or has arrived, or stays. Its last message had this id.
+    Moving {
+        stream: StreamId,
+        moving: Moving,
+        last_message_id: Vec<u8>,
+    },
+    /// Ids that it had in the shard before, of messages that are gone.
+    MovedIds {
+        stream: StreamId,
+        ids: Vec<MovedId>,
+    },
+    /// What it had there of an origin: a serialized roaring treemap.
+    MovedOrigin {
+        stream: StreamId,
+        origin: String,
+        epoch: u64,
+        highest_time: Timestamp,
+        sequences: Vec<u8>,
+    },
+    /// A stream is to go from one shard to another, or has gone.
+    Arrival(Box<Arrival>),
+    /// It does not move any more.
+    ArrivalEnded {
+        stream: String,
+    },
 }
 
 impl Enveloped for Record {

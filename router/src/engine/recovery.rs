@@ -178,6 +178,13 @@ impl Recovering {
             Row::Features { stream, features } => engine.apply_features(stream, features)?,
             Row::Reserved(reservation) => engine.reservations.put(*reservation),
             Row::ShardListed(shard) => engine.shards.put(shard),
+            Row::Moving { stream, moving } => engine.apply_moving(stream, moving),
+            Row::MovedIds { stream, ids } => {
+                if let Some(stream) = engine.streams.get_mut(&stream) {
+                    stream.body.apply_moved_ids(ids);
+                }
+            }
+            Row::Arrival(arrival) => engine.reservations.put_arrival(*arrival),
             Row::Replication { index, term, bytes } => {
                 engine.note_replication(EntryId { index, term }, &bytes.into());
             }
@@ -230,6 +237,26 @@ impl Recovering {
             Record::Reserved(reservation) => engine.reservations.put(*reservation),
             Record::ShardListed(shard) => engine.shards.put(shard),
             Record::Released { stream } => engine.reservations.remove(&stream),
+            Record::Moving { stream: id, moving, last_message_id } => {
+                engine.apply_moving(id, moving);
+                if let Some(stream) = engine.streams.get_mut(&id) {
+                    stream.body.note_id(&last_message_id);
+                }
+            }
+            Record::MovedIds { stream, ids } => {
+                if let Some(stream) = engine.streams.get_mut(&stream) {
+                    stream.body.apply_moved_ids(ids);
+                }
+            }
+            Record::MovedOrigin { stream: id, origin, epoch, highest_time, sequences } => {
+                let sequences = RoaringTreemap::deserialize_from(&sequences[..])
+                    .map_err(|_damaged| BrokenState::Origins { stream: id })?;
+                if let Some(stream) = engine.streams.get_mut(&id) {
+                    stream.body.origins.merge(origin, epoch, &sequences, highest_time);
+                }
+            }
+            Record::Arrival(arrival) => engine.reservations.put_arrival(*arrival),
+            Record::ArrivalEnded { stream } => engine.reservations.end_arrival(&stream),
             Record::StreamDeleted { id } => {
                 engine.apply_deleted(id);
                 self.ids.remove(&id);
@@ -431,8 +458,11 @@ impl Recovering {
 
 impl Engine {
     /// Consumers count again, and deadlines and watches are set.
-    fn resume(&mut self, turn: &mut Turn<'_>, id: StreamId) {
+    pub(super) fn resume(&mut self, turn: &mut Turn<'_>, id: StreamId) {
         let stream = self.streams.get_mut(&id).expect("a name belongs to a stream");
+        if stream.body.moving.is_moving() {
+            return;
+        }
         if let Some(due) = expiry::stream_deadline(stream, turn.journal) {
             stream.armed = Some(due);
             self.deadlines.insert((due, id, None));
@@ -557,6 +587,7 @@ fn derive(
             body.message_ids.insert(&id, sequence, at, content);
         }
     }
+    body.derive_moved_ids(horizon);
 }
 
 fn derive_from_entries(

@@ -7,6 +7,7 @@ use wincode::{SchemaRead, SchemaWrite};
 
 use crate::api::error::ApiError;
 use crate::api::request::{Answer, Response};
+use crate::engine::arrivals::Arrival;
 use crate::engine::record::Record;
 use crate::engine::{Engine, Turn};
 use crate::stream::{StreamConfig, validation};
@@ -59,6 +60,8 @@ impl Reservation {
 #[derive(Default)]
 pub(super) struct Reservations {
     by_name: BTreeMap<String, Reservation>,
+    /// Streams that move, by name.
+    arrivals: BTreeMap<String, Arrival>,
     /// Since the last checkpoint.
     dirty: bool,
 }
@@ -75,6 +78,23 @@ impl Reservations {
 
     pub(super) fn get(&self, stream: &str) -> Option<&Reservation> {
         self.by_name.get(stream)
+    }
+
+    pub(super) fn put_arrival(&mut self, arrival: Arrival) {
+        self.dirty = true;
+        self.arrivals.insert(arrival.stream.clone(), arrival);
+    }
+
+    pub(super) fn end_arrival(&mut self, stream: &str) {
+        self.dirty |= self.arrivals.remove(stream).is_some();
+    }
+
+    pub(super) fn arrival(&self, stream: &str) -> Option<&Arrival> {
+        self.arrivals.get(stream)
+    }
+
+    pub(super) fn arrivals(&self) -> impl Iterator<Item = &Arrival> {
+        self.arrivals.values()
     }
 
     pub(super) fn len(&self) -> usize {
@@ -149,11 +169,18 @@ impl Engine {
         self.commit_wanted = true;
         let is_its = |have: &Reservation| have.store == store && have.term <= term;
         if self.reservations.get(stream).is_some_and(is_its) {
-            let record = Record::Released { stream: stream.to_owned() };
-            record.push(turn.journal).expect("the record is a few bytes");
-            self.reservations.remove(stream);
+            if self.reservations.arrival(stream).is_some_and(|arrival| !arrival.exchanged) {
+                self.end_arrival(turn, stream);
+            }
+            self.put_released(turn, stream);
         }
         Response::Deleted
+    }
+
+    pub(super) fn put_released(&mut self, turn: &mut Turn<'_>, stream: &str) {
+        let record = Record::Released { stream: stream.to_owned() };
+        record.push(turn.journal).expect("the record is a few bytes");
+        self.reservations.remove(stream);
     }
 
     /// The stream's node is away, or has not been asked: it deletes the stream when it hears of it.
@@ -162,10 +189,17 @@ impl Engine {
         let deleted = Reservation { deleted: true, ..have.cloned().ok_or(ApiError::StreamNotFound)? };
         self.commit_wanted = true;
         self.put_reservation(turn, deleted)?;
+        if self.reservations.arrival(stream).is_some_and(|arrival| !arrival.exchanged) {
+            self.end_arrival(turn, stream);
+        }
         Ok(Response::Deleted)
     }
 
-    fn put_reservation(&mut self, turn: &mut Turn<'_>, reservation: Reservation) -> Result<(), ApiError> {
+    pub(super) fn put_reservation(
+        &mut self,
+        turn: &mut Turn<'_>,
+        reservation: Reservation,
+    ) -> Result<(), ApiError> {
         let record = Record::Reserved(Box::new(reservation));
         record.push(turn.journal).map_err(|_too_large| ApiError::BadRequest)?;
         let Record::Reserved(reservation) = record else { unreachable!("built above") };

@@ -12,13 +12,18 @@ use wincode::{SchemaRead, SchemaWrite};
 
 use crate::consumer::{ConsumerId, ConsumerRecord, ConsumerSnapshot};
 use crate::engine::Engine;
+use crate::engine::arrivals::Arrival;
 use crate::engine::reservations::Reservation;
 use crate::engine::shards::ClusterShard;
+use crate::stream::moving::{MovedId, Moving};
 use crate::stream::state::{Slot, Stream};
 use crate::stream::{Features, StreamConfig};
 
 /// Bytes of a deleted set in one row, so that a row fits a record.
 const DELETED_BYTES_PER_ROW: usize = 1 << 20;
+
+/// Moved ids in one row: an id is at most as long as a header block.
+const MOVED_IDS_PER_ROW: usize = 16;
 
 /// What a row is about. The order is the order of restoration.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -104,6 +109,17 @@ pub(crate) enum Row {
     Reserved(Box<Reservation>),
     /// A shard of the cluster beside this one.
     ShardListed(ClusterShard),
+    /// Follows the stream's row; absent when it does not move.
+    Moving {
+        stream: StreamId,
+        moving: Moving,
+    },
+    /// Follow the stream's row, in pieces.
+    MovedIds {
+        stream: StreamId,
+        ids: Vec<MovedId>,
+    },
+    Arrival(Box<Arrival>),
 }
 
 #[derive(Clone, Debug, Eq, PartialEq, SchemaRead, SchemaWrite)]
@@ -124,12 +140,12 @@ impl Enveloped for Row {
     const VERSION: u8 = 1;
 }
 
-fn encode(row: &Row) -> Vec<u8> {
+pub(super) fn encode(row: &Row) -> Vec<u8> {
     envelope::encode(row).expect("rows are cut to fit a record")
 }
 
 /// The stream's row, and what its configuration has no place for.
-fn stream_rows(stream: &Stream) -> Vec<Row> {
+pub(super) fn stream_rows(stream: &Stream) -> Vec<Row> {
     let body = &stream.body;
     let row = Row::Stream(Box::new(StreamRow {
         id: body.id,
@@ -144,7 +160,11 @@ fn stream_rows(stream: &Stream) -> Vec<Row> {
     }));
     let features = Features::of(&body.config);
     let more = (!features.is_empty()).then_some(Row::Features { stream: body.id, features });
-    std::iter::once(row).chain(more).collect()
+    let moving = body.moving;
+    let moving = moving.is_moving().then_some(Row::Moving { stream: body.id, moving });
+    let ids = body.moved_ids.chunks(MOVED_IDS_PER_ROW);
+    let ids = ids.map(|ids| Row::MovedIds { stream: body.id, ids: ids.to_vec() });
+    std::iter::once(row).chain(more).chain(moving).chain(ids).collect()
 }
 
 fn deleted_rows(stream: &Stream) -> Vec<Row> {
@@ -161,7 +181,7 @@ fn deleted_rows(stream: &Stream) -> Vec<Row> {
         .collect()
 }
 
-fn origin_rows(stream: &Stream) -> Vec<Row> {
+pub(super) fn origin_rows(stream: &Stream) -> Vec<Row> {
     let mut rows = Vec::new();
     for ((origin, epoch), seen) in &stream.body.origins.seen {
         let mut sequences = seen.sequences.clone();
@@ -182,7 +202,7 @@ fn origin_rows(stream: &Stream) -> Vec<Row> {
     rows
 }
 
-fn consumer_rows(stream: StreamId, slot: &Slot) -> Vec<Row> {
+pub(super) fn consumer_rows(stream: StreamId, slot: &Slot) -> Vec<Row> {
     let consumer = slot.consumer.id();
     let mut rows = vec![Row::Consumer { stream, snapshot: Box::new(slot.consumer.snapshot()) }];
     rows.extend(slot.consumer.snapshot_rest().into_iter().map(|record| Row::ConsumerRest {
@@ -246,7 +266,9 @@ impl Engine {
     }
 
     fn reservation_rows(&self) -> impl Iterator<Item = Row> {
-        self.reservations.all().map(|reservation| Row::Reserved(Box::new(reservation.clone())))
+        let reserved = self.reservations.all();
+        let reserved = reserved.map(|reservation| Row::Reserved(Box::new(reservation.clone())));
+        reserved.chain(self.reservations.arrivals().map(|arrival| Row::Arrival(Box::new(arrival.clone()))))
     }
 
     fn listed_rows(&self) -> impl Iterator<Item = Row> {

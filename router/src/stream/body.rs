@@ -14,6 +14,7 @@ use roaring::RoaringTreemap;
 
 use crate::engine::record::Record;
 use crate::stream::message_ids::{self, MessageIds};
+use crate::stream::moving::{MovedId, Moving};
 use crate::stream::origins::Origins;
 use crate::stream::publish_headers::{PublishHeaders, TimeToLive};
 use crate::stream::subjects::{SubjectHash, SubjectIndex};
@@ -60,6 +61,9 @@ pub(crate) struct StreamBody {
     /// Derived from the messages: when those with a time to live of their own end.
     pub(crate) ends: BTreeSet<(Timestamp, Sequence)>,
     pub(crate) removals: Removals,
+    pub(crate) moving: Moving,
+    /// Ids inside the window that no message of this shard had, in their order.
+    pub(crate) moved_ids: Vec<MovedId>,
     /// Subjects up to here are not all known: a part of the log that names them cannot be read (DR14).
     hidden: Option<(Sequence, Damage)>,
     /// When the first message was stored, once somebody asked.
@@ -90,6 +94,8 @@ impl StreamBody {
             message_ids: MessageIds::default(),
             ends: BTreeSet::new(),
             removals: Removals::default(),
+            moving: Moving::No,
+            moved_ids: Vec::new(),
             hidden: None,
             first_known: None,
             recovering: false,
@@ -164,6 +170,7 @@ impl StreamBody {
         self.messages += 1;
         self.bytes += stored_bytes(message.subject.len(), message.headers.len(), message.payload.len());
         self.dirty = true;
+        self.forget_moved_ids(message.timestamp);
         self.note_id(headers.message_id.unwrap_or_default());
         if let Some(origin) = headers.origin {
             self.origins.stored(origin);

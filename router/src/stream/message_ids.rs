@@ -110,6 +110,12 @@ impl MessageIds {
         self.seen.iter().map(|seen| (&*seen.id, seen.sequence, seen.at, seen.content))
     }
 
+    /// Those of sequences behind this one. Sequences grow with the order in which ids came.
+    pub(crate) fn behind(&self, after: Sequence) -> impl Iterator<Item = (&[u8], Sequence, Timestamp, u32)> {
+        let first = self.seen.partition_point(|seen| seen.sequence <= after);
+        self.seen.range(first..).map(|seen| (&*seen.id, seen.sequence, seen.at, seen.content))
+    }
+
     /// When the oldest was seen.
     pub(crate) fn oldest(&self) -> Option<Timestamp> {
         self.seen.front().map(|seen| seen.at)

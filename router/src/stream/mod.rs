@@ -4,6 +4,7 @@ pub(crate) mod batches;
 pub(crate) mod body;
 mod config;
 pub(crate) mod message_ids;
+pub(crate) mod moving;
 pub(crate) mod origins;
 pub(crate) mod publish_headers;
 pub(crate) mod publishing;

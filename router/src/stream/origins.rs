@@ -155,6 +155,20 @@ impl Origins {
         self.dirty = true;
     }
 
+    /// Takes in what another shard had of an origin.
+    pub(crate) fn merge(
+        &mut self,
+        origin: String,
+        epoch: u64,
+        sequences: &RoaringTreemap,
+        highest_time: Timestamp,
+    ) {
+        let seen = self.seen.entry((origin, epoch)).or_default();
+        seen.sequences |= sequences;
+        seen.highest_time = seen.highest_time.max(highest_time);
+        self.dirty = true;
+    }
+
     pub(crate) fn infos(&self) -> Vec<OriginInfo> {
         self.seen
             .iter()

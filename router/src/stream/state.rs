@@ -7,6 +7,7 @@ use beamlog_log::{Damage, Journal, Read, Sequence, Timestamp};
 use bytes::Bytes;
 
 use crate::consumer::{Consumer, ConsumerId};
+use crate::engine::rows::StreamRow;
 use crate::stream::batches::Batches;
 use crate::stream::body::{StreamBody, stored_bytes};
 use crate::stream::subjects::SubjectHash;
@@ -46,6 +47,16 @@ pub(crate) struct Stream {
     pub(crate) unflushed: bool,
     /// Atomic batches that gather.
     pub(crate) batches: Batches,
+    /// Of a copy that arrives: what the other one says of itself. In memory only: who was stopped asks again.
+    pub(crate) original: Option<Box<Original>>,
+}
+
+/// A stream as the shard has it that it comes from.
+#[derive(Debug)]
+pub(crate) struct Original {
+    pub(crate) row: StreamRow,
+    /// The numbers of its consumers there, and here.
+    pub(crate) consumers: BTreeMap<ConsumerId, ConsumerId>,
 }
 
 /// What could be learned of a message that is to go.
@@ -63,6 +74,7 @@ impl Stream {
             armed: None,
             unflushed: false,
             batches: Batches::default(),
+            original: None,
         }
     }
 

@@ -43,6 +43,15 @@ pub(super) fn status(value: &Value) -> String {
     if !held.is_empty() {
         text.push_str(&format!("streams that {} holds alone: {}\n", cell(&value["name"]), held.join(", ")));
     }
+    for one in value["moving"].as_array().into_iter().flatten() {
+        let behind = match (&one["exchanged"], &one["copied"]) {
+            (Value::Bool(true), _) => ", which forgets its copy".to_owned(),
+            (_, Value::Null) => String::new(),
+            (_, copied) => format!(", copied up to {copied}"),
+        };
+        let (stream, from, to) = (cell(&one["stream"]), cell(&one["from"]), cell(&one["to"]));
+        text.push_str(&format!("moving: {stream} to {to}, from {from}{behind}\n"));
+    }
     if value["shards"].as_array().is_some_and(|shards| !shards.is_empty()) {
         text.push_str(&shard::list(&value["shards"]));
     }

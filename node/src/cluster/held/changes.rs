@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{info, warn};
 
+use super::moving::{Frozen, moving_here};
 use super::{Change, Held, Inner, Place, Store, What, names, of_stream, send_to};
 use crate::cluster::catalogue;
 
@@ -28,6 +29,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// Makes changes in turn until the node is gone.
 pub(super) async fn make(inner: Weak<Inner>, mut waiting: mpsc::Receiver<Change>) {
     let mut next_look = Instant::now();
+    let mut frozen = Frozen::new();
     loop {
         let change = timeout_at(next_look, waiting.recv()).await;
         let Some(inner) = inner.upgrade() else { return };
@@ -37,7 +39,7 @@ pub(super) async fn make(inner: Weak<Inner>, mut waiting: mpsc::Receiver<Change>
             Ok(None) => return,
             Err(_elapsed) => {
                 held.release_of_the_lost().await;
-                let compared = held.compare().await;
+                let compared = held.compare(&mut frozen).await;
                 next_look = Instant::now() + if compared.is_ok() { LOOK } else { LOOK_AGAIN };
             }
         }
@@ -80,7 +82,7 @@ impl Held {
     }
 
     /// In whose name the catalogue is told: of a shard, that of the leader of this term.
-    fn term(&self) -> Result<u64, ApiError> {
+    pub(super) fn term(&self) -> Result<u64, ApiError> {
         match &self.0.place {
             Place::Node { .. } => Ok(0),
             Place::Shard(shard) => match *shard.role.borrow() {
@@ -178,12 +180,26 @@ impl Held {
 
     async fn update(&self, config: &StreamConfig, term: u64) -> Answer {
         let Some(store) = self.0.store.get() else { return Err(ApiError::StreamNotFound) };
-        if matches!(self.0.place, Place::Node { .. }) && config.replicas > 1 {
-            let text = "a stream with one replica stays on its node: make another one and publish there";
-            return Err(ApiError::StreamUpdateInvalid(text.to_owned()));
-        }
         let config = &self.fit(config)?;
-        let before = info_of(&store.router, &config.name).await?.config.subjects;
+        let old = info_of(&store.router, &config.name).await?.config;
+        let to = match self.here() {
+            Some(here) => self.place_of_update(&old, config, here)?,
+            None => self.stays(&old, config).map(|()| None)?,
+        };
+        let answer = self.update_here(store, config, old.subjects, term).await;
+        if let (Ok(_), Some(to)) = (&answer, to) {
+            self.announce(&config.name, to).await?;
+        }
+        answer
+    }
+
+    async fn update_here(
+        &self,
+        store: &Store,
+        config: &StreamConfig,
+        before: Vec<String>,
+        term: u64,
+    ) -> Answer {
         let after =
             if config.subjects.is_empty() { vec![config.name.clone()] } else { config.subjects.clone() };
         if before == after {
@@ -229,14 +245,24 @@ impl Held {
     }
 
     /// Makes the catalogue and this store agree, after whatever cut a change off.
-    async fn compare(&self) -> Result<(), ApiError> {
+    async fn compare(&self, frozen: &mut Frozen) -> Result<(), ApiError> {
         let Some(store) = self.0.store.get() else { return Ok(()) };
         // Of a shard, only who leads it knows what is there.
         let Ok(term) = self.term() else { return Ok(()) };
         let main = &self.0.main;
-        let reserved = catalogue::of_store(main, &store.id).await?;
+        // What is on its way is compared with what was decided later; and what was opened since is no longer on its way.
+        let moving = moving_here(&store.router).await?;
+        let arrivals = if moving.is_empty() { Vec::new() } else { catalogue::moving(main).await? };
+        let mut reserved = catalogue::of_store(main, &store.id).await?;
+        self.compare_moving(store, (&moving, &arrivals, &reserved), frozen).await?;
+        let moving = moving_here(&store.router).await?;
+        let is_moving = |stream: &String| moving.iter().any(|one| one.stream == *stream);
+        reserved.retain(|one| !is_moving(&one.stream));
         let mut here: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for stream in names(&store.router).await? {
+            if is_moving(&stream) {
+                continue;
+            }
             let subjects = info_of(&store.router, &stream).await?.config.subjects;
             here.insert(stream, subjects);
         }
@@ -287,7 +313,13 @@ impl Held {
         }
     }
 
-    fn reservation(&self, store: &Store, stream: &str, subjects: Vec<String>, term: u64) -> Reservation {
+    pub(super) fn reservation(
+        &self,
+        store: &Store,
+        stream: &str,
+        subjects: Vec<String>,
+        term: u64,
+    ) -> Reservation {
         let (node, peer) = match &self.0.place {
             Place::Node { .. } => (self.0.member.member.name.clone(), self.0.member.cluster.me().0),
             Place::Shard(shard) => (format!("shard {}", shard.number), 0),
@@ -330,7 +362,7 @@ fn together(before: &[String], after: &[String]) -> Vec<String> {
     all
 }
 
-pub(super) async fn ask(router: &Router, request: Request) -> Answer {
+pub(in crate::cluster) async fn ask(router: &Router, request: Request) -> Answer {
     let mut request = request;
     loop {
         match router.request(request) {
@@ -344,7 +376,7 @@ pub(super) async fn ask(router: &Router, request: Request) -> Answer {
     }
 }
 
-async fn info_of(router: &Router, stream: &str) -> Result<StreamInfo, ApiError> {
+pub(super) async fn info_of(router: &Router, stream: &str) -> Result<StreamInfo, ApiError> {
     let request = Request::StreamInfo {
         stream: stream.to_owned(),
         subjects_filter: None,

@@ -7,7 +7,7 @@ use crate::driver::command::{Acknowledgement, Pull};
 use crate::stream::Retention;
 use crate::wire::DeliveryStatus;
 
-fn durable(name: &str) -> ConsumerConfig {
+pub(super) fn durable(name: &str) -> ConsumerConfig {
     ConsumerConfig {
         name: name.into(),
         durable: true,
@@ -21,13 +21,13 @@ fn filtered(name: &str, filter: &str) -> ConsumerConfig {
 }
 
 impl Shard {
-    fn consumer(&mut self, config: ConsumerConfig) -> Result<(), ApiError> {
+    pub(super) fn consumer(&mut self, config: ConsumerConfig) -> Result<(), ApiError> {
         let action = ConsumerAction::CreateOrUpdate;
         let config = Box::new(config);
         self.request(Request::CreateConsumer { stream: "S".into(), config, action }).map(|_| ())
     }
 
-    fn pull(&mut self, consumer: &str, batch: u32) {
+    pub(super) fn pull(&mut self, consumer: &str, batch: u32) {
         self.input(Input::Pull(Pull {
             stream: "S".into(),
             consumer: consumer.into(),
@@ -38,7 +38,7 @@ impl Shard {
     }
 
     /// The stream sequences delivered since the last call.
-    fn delivered(&mut self) -> Vec<u64> {
+    pub(super) fn delivered(&mut self) -> Vec<u64> {
         let mut delivered = Vec::new();
         self.outputs.retain(|output| match output {
             Output::Deliver { delivery, .. } => {
@@ -50,7 +50,7 @@ impl Shard {
         delivered
     }
 
-    fn ack(&mut self, consumer: &str, sequence: u64, reply: Option<&'static str>) {
+    pub(super) fn ack(&mut self, consumer: &str, sequence: u64, reply: Option<&'static str>) {
         self.input(Input::Acknowledge(Acknowledgement {
             target: AckTarget {
                 stream: "S".into(),

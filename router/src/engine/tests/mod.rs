@@ -7,6 +7,7 @@ mod catalogue;
 mod consuming;
 mod expectations;
 mod limits;
+mod moving;
 mod provenance;
 mod purging;
 mod reading;
@@ -365,6 +366,7 @@ impl Shard {
                 let sequences = seen.sequences.iter().collect::<Vec<_>>();
                 writeln!(text, "  origin {info:?} {sequences:?}").unwrap();
             }
+            writeln!(text, "  {:?} {:?}", body.moving, body.moved_ids).unwrap();
             writeln!(text, "  deleted {:?}", body.deleted.iter().collect::<Vec<_>>()).unwrap();
             let mut subjects = Vec::new();
             body.subjects.matching(b">", &mut |subject, figures| {
@@ -388,6 +390,9 @@ impl Shard {
         }
         for reservation in self.engine.reservations.all() {
             writeln!(text, "{reservation:?}").unwrap();
+        }
+        for arrival in self.engine.reservations.arrivals() {
+            writeln!(text, "{arrival:?}").unwrap();
         }
         writeln!(text, "next {} {}", self.engine.next_stream, self.engine.next_consumer).unwrap();
         text
