@@ -47,6 +47,8 @@ pub struct Shown {
     wants_rows: bool,
     /// The sleeping driver, woken when rows are asked for.
     sleeper: Option<Waker>,
+    /// Where its log ends since its last sector decayed and was taken for a torn write.
+    ends_at: Option<Index>,
     /// Why it stopped by itself.
     pub stopped: Option<String>,
 }
@@ -225,7 +227,11 @@ impl Place {
     /// The process dies; `crash` says what becomes of what was not synced.
     pub fn die(&mut self, around: &Surroundings, crash: Crash) {
         let Some(machine) = self.machine.take() else { return };
-        let status = self.shown().cluster.as_ref().map(Cluster::status);
+        let (status, ends_at) = {
+            let shown = self.shown();
+            (shown.cluster.as_ref().map(Cluster::status), shown.ends_at)
+        };
+        self.held = ends_at.unwrap_or(self.held);
         if let Some(status) = status {
             self.held = self.held.max(status.committed.min(status.durable.index));
         }
@@ -345,6 +351,8 @@ impl Life {
             // can, and refuse it (DR13).
             if self.rotten && is_torn(&asked).await {
                 note!(self.trace, "{text}: their sector decayed");
+                // The next start finds a whole log that ends here.
+                lock(&self.slot).ends_at = Some(last);
             } else {
                 self.leaders.seen().note(Violation::Other(text));
             }

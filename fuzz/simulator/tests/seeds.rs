@@ -112,6 +112,23 @@ fn a_disk_without_room_for_a_snapshot_is_full() {
     holds(5346);
 }
 
+/// A new node had its copy when the entries behind that were left behind too. Openraft had begun to send it entries, of which
+/// there were none to read: it sent none for ever, and as long as it did it purged nothing and offered no other copy.
+#[test]
+fn a_stream_whose_entries_are_gone_ends() {
+    for seed in [2737, 4170] {
+        holds(seed);
+    }
+}
+
+/// Who lost the end of its log with a sector is a node with a shorter log at each of its starts, not at the first only.
+#[test]
+fn a_log_that_lost_its_last_sector_is_shorter_from_then_on() {
+    for seed in [1017, 3193] {
+        holds(seed);
+    }
+}
+
 #[test]
 fn the_first_300_seeds_hold() {
     let jobs = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);

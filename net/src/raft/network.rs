@@ -83,6 +83,13 @@ struct Lie {
     reason: String,
 }
 
+/// A stream of entries that cannot go on.
+#[derive(Debug, thiserror::Error)]
+#[error("what follows entry {previous} is in files only")]
+struct InFilesOnly {
+    previous: Index,
+}
+
 impl Link {
     async fn ask(
         &self,
@@ -175,6 +182,12 @@ impl RaftNetworkV2<Types> for Link {
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<Types>, Failed> {
         let previous = entry_id(rpc.prev_log_id.as_ref());
+        // A stream that openraft once began sends nothing for ever when its entries are gone: as long as it lasts
+        // openraft purges nothing that the stream would send, and gives no copy. So the stream ends. (It may be a
+        // heartbeat that fails here instead; the stream reads again.)
+        if rpc.entries.is_empty() && self.links.storage.take_short_read(previous.index) {
+            return Err(RPCError::Network(NetworkError::new(&InFilesOnly { previous: previous.index })));
+        }
         let mut entries = Vec::with_capacity(rpc.entries.len());
         for entry in rpc.entries {
             let id = entry_id(Some(&entry.log_id));

@@ -6,7 +6,7 @@
 //! memory, so that replication does not wait for the driver; their bytes are bounded.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     fmt::Debug,
     io,
     ops::{Bound, RangeBounds},
@@ -59,6 +59,8 @@ struct Recent {
     last: EntryId,
     /// Of the last entry.
     now: Timestamp,
+    /// Where reads began that were answered with nothing, although entries stood there once.
+    short: BTreeSet<Index>,
 }
 
 fn other(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
@@ -87,6 +89,7 @@ impl Storage {
             purged: state.history_from,
             last: state.last,
             now: last.map(|entry| entry.timestamp).unwrap_or_default(),
+            short: BTreeSet::new(),
         };
         books.durable_here(state.last);
         let inner = Inner { shard, books, budget, recent: Mutex::new(recent), vote: Mutex::new(vote) };
@@ -128,6 +131,12 @@ impl Storage {
             Err(ReadError::Shard(ShardError::Replica(ReplicaError::NotHere { .. }))) => Ok(None),
             Err(error) => Err(other(error)),
         }
+    }
+
+    /// Whether a read of what follows `previous` was answered with nothing because that is not here any more. Says so
+    /// once for each such read.
+    pub(crate) fn take_short_read(&self, previous: Index) -> bool {
+        self.recent().short.remove(&previous.next())
     }
 
     /// The shard's state is now another node's copy, which ends here.
@@ -311,6 +320,7 @@ impl RaftLogReader<Types> for Storage {
             // Its segment was left behind after openraft was told what there is. That is known, not damaged:
             // openraft sends nothing, is told (`Upkeep`), and sends a copy of the files instead.
             Err(ReadError::Shard(ShardError::Replica(ReplicaError::NotHere { .. }))) => {
+                self.recent().short.insert(from);
                 self.inner.books.history_is_short();
                 Ok(Vec::new())
             }
@@ -438,6 +448,7 @@ impl RaftLogStorage<Types> for Storage {
             recent.forget_first();
         }
         recent.purged = upto;
+        recent.short = recent.short.split_off(&upto.index.next());
         if recent.entries.is_empty() && recent.last.index < upto.index {
             recent.last = upto;
         }
