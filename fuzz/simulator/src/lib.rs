@@ -13,6 +13,7 @@ pub mod node;
 pub mod oracle;
 pub mod planted;
 pub mod random;
+pub mod remains;
 pub mod run;
 pub mod swarm;
 pub mod trace;

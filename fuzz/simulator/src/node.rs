@@ -22,6 +22,7 @@ use crate::network::Network;
 use crate::note;
 use crate::oracle::Violation;
 use crate::planted::Planted;
+use crate::remains::Remains;
 use crate::run::Leaders;
 use crate::trace::Trace;
 
@@ -85,6 +86,7 @@ pub struct Surroundings {
     pub epoch: Instant,
     pub planted: Option<Planted>,
     pub leaders: Arc<Leaders>,
+    pub remains: Arc<Remains>,
 }
 
 struct SimClocks {
@@ -218,6 +220,7 @@ impl Place {
             trace: Arc::clone(&around.trace),
             epoch: around.epoch,
             leaders: Arc::clone(&around.leaders),
+            remains: Arc::clone(&around.remains),
             held: self.held,
             rotten: self.rotten,
         };
@@ -280,6 +283,7 @@ struct Life {
     trace: Arc<Trace>,
     epoch: Instant,
     leaders: Arc<Leaders>,
+    remains: Arc<Remains>,
     held: Index,
     rotten: bool,
 }
@@ -324,7 +328,11 @@ impl Life {
             claims: bytes::Bytes::new(),
         };
         let (handler, claims) = (Host::begin(seat.handler()), seat.claims());
-        let endpoint = self.network.attach(introduction, handler, claims, self.process);
+        let name = |what: &str| format!("the {what} of n{}, process {}", self.place, self.process);
+        self.remains.expect_gone(name("disk"), &self.disk);
+        self.remains.expect_gone(name("host"), &handler);
+        let endpoint = Arc::new(self.network.attach(introduction, handler, claims, self.process));
+        self.remains.expect_gone(name("endpoint"), &endpoint);
         drop(runtime::spawn(drive(stepper, Arc::clone(&self.slot), Arc::clone(&self.trace), self.place)));
         let asked = replica.clone();
         let start = Start {
@@ -332,7 +340,7 @@ impl Life {
             shard: SHARD,
             me: self.peer,
             replica,
-            transport: Arc::new(endpoint),
+            transport: endpoint,
             first: self.first.then(|| self.member.clone()),
             options: ClusterOptions { planted_bug: self.counting(), ..ClusterOptions::default() },
         };

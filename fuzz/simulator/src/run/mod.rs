@@ -24,6 +24,7 @@ use crate::node::{Place, Slot, Surroundings};
 use crate::note;
 use crate::oracle::Violation;
 use crate::random::{Salt, choices};
+use crate::remains::Remains;
 use crate::swarm::Scenario;
 use crate::trace::Trace;
 use crate::workers::Workers;
@@ -75,8 +76,16 @@ pub fn run_scenario(scenario: Scenario, told: bool) -> Verdict {
     let world = simulation.machine(0, 0);
     let inner = simulation.clone();
     let seed = scenario.seed;
-    match simulation.run(&world, async move { World::build(scenario, inner, told).run().await }) {
-        Ok(verdict) => verdict,
+    let remains = Arc::new(Remains::default());
+    let seen = Arc::clone(&remains);
+    let ended = simulation.run(&world, async move { World::build(scenario, inner, seen, told).run().await });
+    let held = remains.held();
+    match ended {
+        Ok(verdict) if held.is_empty() => verdict,
+        Ok(verdict) => {
+            let violation = format!("held when the run is over: {}", held.join(", "));
+            Verdict { violation: verdict.violation.or(Some(violation)), ..verdict }
+        }
         Err(stuck) => Verdict {
             seed,
             hash: 0,
@@ -113,7 +122,7 @@ struct World {
 }
 
 impl World {
-    fn build(scenario: Scenario, simulation: Simulation, told: bool) -> Self {
+    fn build(scenario: Scenario, simulation: Simulation, remains: Arc<Remains>, told: bool) -> Self {
         let trace = Arc::new(Trace::begin(told));
         note!(trace, "{scenario:?}");
         let network = Network::new(scenario.seed, scenario.faults.clone(), Arc::clone(&trace));
@@ -126,7 +135,9 @@ impl World {
             epoch: Instant::now(),
             planted: scenario.planted,
             leaders: Arc::new(Leaders { of: Mutex::default(), seen: Arc::clone(&seen) }),
+            remains,
         };
+        around.remains.expect_gone("the trace".to_owned(), &trace);
         let places: Vec<Place> = (0..scenario.nodes).map(Place::new).collect();
         let nodes: Arc<dyn Nodes> = Arc::new(Slots(places.iter().map(Place::slot).collect()));
         let load =

@@ -63,6 +63,24 @@ fn a_segment_grows_when_no_commit_comes() {
     assert_eq!(segments(&cluster, 2), 2);
 }
 
+/// Its append waits for the next segment, for which there is no space, however long: it does not look without a pause.
+#[test]
+fn a_follower_that_waits_for_space_rests() {
+    let mut cluster = with_stream(3);
+    cluster.withhold_commits(2, true);
+    fill(&mut cluster, 1, 80);
+    cluster.disk(2).limit_space(1);
+    cluster.withhold_commits(2, false);
+    cluster.settle();
+    for _ in 0..80 {
+        cluster.pass(Duration::from_millis(25));
+    }
+    assert!(cluster.state(2).last < cluster.state(0).last);
+    cluster.disk(2).heal();
+    cluster.pass(Duration::from_secs(1));
+    assert_eq!(cluster.state(2).last, cluster.state(0).last);
+}
+
 #[test]
 fn membership_and_state_survive_the_segment_they_came_with() {
     let mut cluster = with_stream(3);
