@@ -130,7 +130,7 @@ async fn consume(context: &Context, messages: u64) -> Result<Duration, RowError>
     };
     let start = Instant::now();
     let consumer = stream.create_consumer(config).await?;
-    let mut delivered = consumer.stream().max_messages_per_batch(500).messages().await?;
+    let mut delivered = consumer.stream().max_messages_per_batch(4000).messages().await?;
     for _ in 0..messages {
         let message = delivered.next().await.ok_or("the consumer ended")??;
         message.ack().await?;
