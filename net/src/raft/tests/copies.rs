@@ -12,13 +12,15 @@ use bytes::Bytes;
 use openraft::{Config, raft::AppendEntriesRequest};
 use tokio::sync::Notify;
 
-use super::direct::{DirectShard, SHARD};
+use super::{
+    Parts,
+    direct::{DirectShard, SHARD},
+};
 use crate::{
     catchup::{Copies, CopyLimits},
     peer::{BoxFuture, CallError, Lane, PeerId, PeerTransport, Refusal, SendError, Session},
     raft::{
-        Books, Links, Machine, Member, Membership, Raft, Shard, Storage, Timing, encode_membership,
-        raft_vote,
+        Machine, Member, Membership, Raft, Shard, encode_membership, raft_vote,
         wire::{Answer, CopyOf, OfferState, Request, WireVote},
     },
 };
@@ -106,26 +108,11 @@ struct Node {
 
 impl Node {
     async fn start(leaders: &Arc<Leaders>) -> Self {
-        let shard: Arc<dyn Shard> = Arc::new(DirectShard::new());
-        let books = Arc::new(Books::new(ME, Arc::clone(&shard)));
-        let storage = Storage::open(Arc::clone(&shard), Arc::clone(&books), 1 << 20).await.unwrap();
-        let machine = Machine::open(Arc::clone(&shard), Arc::clone(&books), storage.clone()).await.unwrap();
         let transport: Arc<dyn PeerTransport> = Arc::new(Wire(Arc::clone(leaders)));
-        let wait = Duration::from_secs(5);
-        let links = Links {
-            me: ME,
-            shard: SHARD,
-            transport: Arc::clone(&transport),
-            books: Arc::clone(&books),
-            storage: storage.clone(),
-            #[cfg(feature = "planted-bugs")]
-            planted_bug: None,
-            timing: Timing { append: wait, copy: wait, copy_poll: wait, copy_stalled: wait },
-        };
-        let config = Arc::new(Config { enable_elect: false, ..Config::default() }.validate().unwrap());
-        let raft = Raft::build(ME, config, links, storage.clone(), machine.clone()).await.unwrap();
-        raft.run();
-        let limits = CopyLimits { answer: wait, failures: 3, chunk: 1 << 20 };
+        let config = Config { enable_elect: false, ..Config::default() };
+        let parts = Parts::build(ME, Arc::new(DirectShard::new()), &transport, config, 1 << 20).await;
+        let Parts { raft, shard, books, storage, machine } = parts;
+        let limits = CopyLimits { answer: Duration::from_secs(5), failures: 3, chunk: 1 << 20 };
         let copies = Copies::new(raft.clone(), shard, books, storage, machine.clone(), transport, limits);
         Self { raft, machine, copies: Arc::new(copies) }
     }

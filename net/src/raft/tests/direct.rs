@@ -10,7 +10,7 @@ use beamlog_log::{
     EntryId, Index, Installation, Log, LogEntry, LogFiles, LogOptions, ShardId, Shipment, SimDisk, Tail,
     Term, Timestamp, VoteFile,
 };
-use beamlog_router::replica::{ReplicaEntry, Role, TimeSource};
+use beamlog_router::replica::{ReplicaEntry, ReplicaError, Role, TimeSource};
 use futures_util::future::{BoxFuture, ready};
 
 use crate::raft::{Shard, ShardError, ShardState, Staged, shard::Appended};
@@ -26,6 +26,8 @@ struct Inner {
     vote: VoteFile,
     saved: Option<Vec<u8>>,
     applied: Index,
+    /// Entries up to here are not read any more.
+    left_behind: EntryId,
 }
 
 impl DirectShard {
@@ -34,7 +36,14 @@ impl DirectShard {
         let root = Path::new("/");
         let opened = Log::open(disk.clone(), root, SHARD, LogOptions::for_simulation()).unwrap();
         let (vote, saved) = VoteFile::open(disk, root, SHARD, false).unwrap();
-        Self { inner: Mutex::new(Inner { log: opened.log, vote, saved, applied: Index(0) }) }
+        let left_behind = EntryId::default();
+        let inner = Inner { log: opened.log, vote, saved, applied: Index(0), left_behind };
+        Self { inner: Mutex::new(inner) }
+    }
+
+    /// The segments with these entries are gone, as if their messages were dead.
+    pub(super) fn leave_behind(&self, upto: EntryId) {
+        self.lock().left_behind = upto;
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -116,7 +125,12 @@ impl Shard for DirectShard {
         to: Index,
         max_bytes: usize,
     ) -> BoxFuture<'static, Result<Vec<LogEntry>, ShardError>> {
-        let entries = self.lock().log.entries(from, to, max_bytes).map_err(other);
+        let mut inner = self.lock();
+        if from <= inner.left_behind.index {
+            let (history_from, last) = (inner.left_behind, inner.log.last_id());
+            return now(Err(ReplicaError::NotHere { from, history_from, last }.into()));
+        }
+        let entries = inner.log.entries(from, to, max_bytes).map_err(other);
         now(entries.map(|mut entries| {
             for entry in &mut entries {
                 entry.id.term = Term(entry.id.term.0 - 1);
