@@ -53,6 +53,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         Request::Files,
         Request::Have { index: Index(9) },
         Request::Time,
+        Request::Members,
         Request::Chunk { file: "00000000000000000001.seg".into(), offset: 4096, bytes: 65_536 },
     ];
     let answers = [
@@ -73,6 +74,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         Answer::Have(Have::Entry(entry(6, 2, b"records"))),
         Answer::Have(Have::Unknown),
         Answer::Time(Timestamp(1_767_225_600_000_000_000)),
+        Answer::Members { membership_id: id(4, 2), membership: b"who".as_slice().into() },
         Answer::Chunk(b"bytes".as_slice().into()),
     ];
     let requests = requests.iter().map(|request| request.encode(ShardId(0)).to_vec());

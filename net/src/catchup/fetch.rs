@@ -169,6 +169,7 @@ impl Copies {
             | Answer::Transfer(_)
             | Answer::Offer(_)
             | Answer::Have(_)
+            | Answer::Members { .. }
             | Answer::Time(_)
             | Answer::Files { .. } => Err(CopyError::Peer("it answered something else".to_owned())),
         }

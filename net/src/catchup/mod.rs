@@ -99,6 +99,7 @@ impl Copies {
             Request::Chunk { file, offset, bytes } => self.given.chunk(from, file, offset, bytes).await,
             Request::Offer { .. }
             | Request::Have { .. }
+            | Request::Members
             | Request::Time
             | Request::Vote { .. }
             | Request::PreVote { .. }

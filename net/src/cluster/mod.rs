@@ -6,6 +6,7 @@
 
 mod change;
 mod claims;
+mod roll;
 mod seat;
 mod seats;
 mod status;
@@ -26,6 +27,7 @@ use openraft::{Config, SnapshotPolicy, StepDownPolicy};
 use tokio::sync::watch;
 
 pub use change::{Change, ChangeError};
+pub use roll::Roll;
 pub use seat::Seat;
 pub use seats::Seats;
 pub use status::{ClusterState, ClusterStatus, MemberRole, MemberStatus, Standing};

@@ -9,7 +9,7 @@ use beamlog_router::replica::{Proposal, Replicator, Role};
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
-use super::{Cluster, Inner, change, claims, tail};
+use super::{Cluster, Inner, change, claims, roll, tail};
 use crate::{
     peer::{BoxFuture, Introduction, Lane, PeerHandler, PeerId, Refusal, Session},
     raft::{
@@ -216,6 +216,9 @@ impl PeerHandler for Peers {
                 return Ok(Answer::Time(Timestamp(runtime::wall())).encode());
             }
             let cluster = cluster?;
+            if let Request::Members = request {
+                return roll::answer(&cluster).map(|answer| answer.encode());
+            }
             match cluster.handler.answer(from, request.clone()).await? {
                 Some(answer) => Ok(answer.encode()),
                 None => Ok(cluster.copies.answer(from, request).await?.encode()),

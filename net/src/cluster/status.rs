@@ -9,7 +9,7 @@ use openraft::{ServerState, async_runtime::WatchReceiver};
 use super::{Inner, Member};
 use crate::{
     peer::PeerId,
-    raft::entry_id,
+    raft::{Membership, entry_id},
     runtime::{self, Moment},
 };
 
@@ -81,6 +81,8 @@ pub struct ClusterStatus {
     /// What the driver is.
     pub role: Role,
     pub members: Vec<MemberStatus>,
+    /// The entry that says who they are.
+    pub members_by: EntryId,
     /// A change of members is under way: what `members` says can still be undone. Of a node that has just started also
     /// when it does not know yet that it cannot.
     pub changing: bool,
@@ -102,7 +104,7 @@ pub(super) fn of(inner: &Inner) -> ClusterStatus {
     let committed = entry_id(metrics.local_committed.as_ref()).index;
     let applied = inner.machine.applied().index;
     // It counts from where it stands in the log, and may be cut from there again.
-    let said_at = entry_id(metrics.membership_config.log_id().as_ref()).index;
+    let members_by = entry_id(metrics.membership_config.log_id().as_ref());
     let members = membership
         .nodes()
         .map(|(id, member)| {
@@ -133,12 +135,24 @@ pub(super) fn of(inner: &Inner) -> ClusterStatus {
         state: inner.state.borrow().clone(),
         role: *inner.role.borrow(),
         members,
-        changing: membership.get_joint_config().len() > 1 || said_at > committed.max(applied),
+        members_by,
+        changing: membership.get_joint_config().len() > 1 || members_by.index > committed.max(applied),
         last,
         durable,
         committed,
         applied,
     }
+}
+
+/// Who the members are, and the entry that says so, unless that can still be undone or a change is under way.
+pub(super) fn settled_membership(inner: &Inner) -> Option<(EntryId, Membership)> {
+    let metrics = inner.raft.metrics();
+    let metrics = metrics.borrow_watched();
+    let by = entry_id(metrics.membership_config.log_id().as_ref());
+    let committed = entry_id(metrics.local_committed.as_ref()).index.max(inner.machine.applied().index);
+    let membership = metrics.membership_config.membership();
+    let settled = by.index.0 > 0 && by.index <= committed && membership.get_joint_config().len() == 1;
+    settled.then(|| (by, membership.clone()))
 }
 
 /// When this leader last heard of a quorum, if it has; `None` if it does not lead.

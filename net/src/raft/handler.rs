@@ -173,6 +173,7 @@ impl RaftHandler {
             | Request::Files
             | Request::Chunk { .. }
             | Request::Have { .. }
+            | Request::Members
             | Request::Time => Ok(None),
         }
     }

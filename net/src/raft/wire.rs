@@ -67,6 +67,8 @@ pub enum Request {
     },
     /// What its wall clock says.
     Time,
+    /// Who the members are, as a node knows it that no change can undo.
+    Members,
     /// What files hold the state.
     Files,
     /// Bytes of one of them.
@@ -119,6 +121,11 @@ pub enum Answer {
     Have(Have),
     /// Nanoseconds since the epoch, by its wall clock.
     Time(Timestamp),
+    /// The entry that says who the members are, and what it says.
+    Members {
+        membership_id: EntryId,
+        membership: Bytes,
+    },
 }
 
 /// What a node says of an index.
@@ -186,6 +193,7 @@ const FILES: u8 = 6;
 const CHUNK: u8 = 7;
 const HAVE: u8 = 8;
 const TIME: u8 = 9;
+const MEMBERS: u8 = 10;
 
 impl Request {
     #[must_use]
@@ -232,6 +240,7 @@ impl Request {
             }
             Self::Files => head(FILES),
             Self::Time => head(TIME),
+            Self::Members => head(MEMBERS),
             Self::Have { index } => {
                 head(HAVE);
                 out.put_u64_le(index.0);
@@ -288,6 +297,7 @@ impl Request {
             }
             FILES => Self::Files,
             TIME => Self::Time,
+            MEMBERS => Self::Members,
             HAVE => match bytes.u64()? {
                 index @ 1..=INDEX_MAX => Self::Have { index: Index(index) },
                 _ => return Err(WireError::Bounds("an index")),
@@ -433,6 +443,11 @@ impl Answer {
                 head(TIME);
                 out.put_u64_le(time.0);
             }
+            Self::Members { membership_id, membership } => {
+                head(MEMBERS);
+                put_id(&mut out, *membership_id);
+                put_bytes(&mut out, membership);
+            }
         }
         out.freeze()
     }
@@ -475,6 +490,12 @@ impl Answer {
             },
             CHUNK => Self::Chunk(bytes.bytes(CHUNK_BYTES_MAX)?),
             TIME => Self::Time(Timestamp(bytes.u64()?)),
+            MEMBERS => match bytes.id()? {
+                membership_id if membership_id.index.0 == 0 => {
+                    return Err(WireError::Bounds("an entry's id"));
+                }
+                membership_id => Self::Members { membership_id, membership: bytes.bytes(MEMBERSHIP_MAX)? },
+            },
             HAVE => Self::Have(match bytes.u8()? {
                 0 => Have::Never,
                 1 => match bytes.entry()? {

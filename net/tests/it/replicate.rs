@@ -44,6 +44,30 @@ async fn three_nodes_hold_what_was_acknowledged() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_tells_others_who_the_members_are() {
+    let mut world = World::formed(2).await;
+    world.settled().await;
+    let (of_first, gone) = (world.cluster(0).status().members_by, world.id(1));
+    let roll = world.cluster(1).ask_members(world.id(0)).await.unwrap();
+    let mut expected = [(world.id(0), member(0)), (world.id(1), member(1))];
+    expected.sort_by_key(|(id, _)| *id);
+    assert_eq!((roll.by, roll.members.as_slice()), (of_first, expected.as_slice()));
+    assert!(!roll.is_newer_than(of_first));
+
+    let change = Change::Remove { id: gone };
+    let leader = world.leader().await;
+    world.cluster(leader).change(Change::Transfer { to: Some(world.id(0)) }).await.unwrap();
+    tokio::time::timeout(LONG, world.cluster(0).change(change)).await.unwrap().unwrap();
+    world.publish("committed").await;
+    let newer = world.cluster(1).ask_members(world.id(0)).await.unwrap();
+    assert_eq!(newer.members, [(world.id(0), member(0))]);
+    assert!(newer.is_newer_than(roll.by) && !roll.is_newer_than(newer.by));
+    world.stop(0).await;
+    assert_eq!(world.cluster(1).ask_members(PeerId(1)).await, None);
+    world.stop(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_leader_is_replaced_and_nothing_acknowledged_is_lost() {
     let mut world = World::formed(3).await;
     let mut stored = BTreeMap::new();

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use beamlog_net::cluster::{ChangeError, Standing};
+use beamlog_net::cluster::{ChangeError, ClusterStatus, Member, Roll, Standing};
 use beamlog_net::mesh::Mesh;
 use beamlog_net::peer::{PeerId, PeerTransport};
 use beamlog_net::transport::{PeerAddress, PeerSnapshot};
@@ -18,6 +18,10 @@ use crate::cluster::{ClusterApi, NodeCluster};
 
 /// Between two attempts to be taken in, and two looks at who the members are.
 const LOOK: Duration = Duration::from_millis(200);
+/// An election takes less: who hears of no leader for so long may be one that the leader cannot reach.
+const SILENCE: Duration = Duration::from_secs(2);
+/// Between two rounds of questions while there is no leader.
+const ASK: Duration = Duration::from_secs(1);
 
 pub(super) fn keep(node: NodeCluster, join: Vec<String>) {
     tokio::spawn(find_members(node.clone()));
@@ -28,39 +32,88 @@ pub(super) fn keep(node: NodeCluster, join: Vec<String>) {
 
 /// Keeps a connection with every member, and lets go of whom the cluster let go of.
 async fn find_members(node: NodeCluster) {
-    let mut known = Vec::new();
-    let mut names = BTreeMap::new();
+    let mut known = BTreeMap::new();
+    let mut silence = Silence::default();
     loop {
         let status = node.cluster.status();
         if status.state.standing == Standing::Stopped {
             return;
         }
-        let others = || status.members.iter().filter(|member| member.id != node.cluster.me());
-        let members: Vec<PeerAddress> = others()
-            .map(|member| PeerAddress { id: Some(member.id), addresses: vec![member.member.address.clone()] })
-            .collect();
+        let told = silence.roll(&node, &status, &known).await;
+        let mut members: BTreeMap<PeerId, Member> = match told {
+            Some(roll) => roll.members.iter().cloned().collect(),
+            None => status.members.into_iter().map(|one| (one.id, one.member)).collect(),
+        };
+        members.remove(&node.cluster.me());
         if members != known {
-            let now = others().map(|member| (member.id, member.member.name.clone())).collect();
-            give_names(&node, &names, &now);
-            names = now;
-            known.clone_from(&members);
-            node.transport.set_peers(members);
+            give_names(&node, &known, &members);
+            let address = |(id, member): (&PeerId, &Member)| PeerAddress {
+                id: Some(*id),
+                addresses: vec![member.address.clone()],
+            };
+            node.transport.set_peers(members.iter().map(address).collect());
+            known = members;
         }
         tokio::time::sleep(LOOK).await;
     }
 }
 
+/// No leader is heard of. What peers say of the members is believed as to names and addresses only, until this node's own
+/// log says as much.
+#[derive(Default)]
+struct Silence {
+    since: Option<Instant>,
+    asked: Option<Instant>,
+    roll: Option<Roll>,
+}
+
+impl Silence {
+    /// Who the members are by what peers say, if they know more than this node. `known`: whom it asks.
+    async fn roll(
+        &mut self,
+        node: &NodeCluster,
+        status: &ClusterStatus,
+        known: &BTreeMap<PeerId, Member>,
+    ) -> Option<&Roll> {
+        self.roll.take_if(|roll| !roll.is_newer_than(status.members_by));
+        let is_member =
+            matches!(status.state.standing, Standing::Follower | Standing::Candidate | Standing::Learner);
+        if status.state.leader.is_some() || !is_member {
+            (self.since, self.asked) = (None, None);
+            return self.roll.as_ref();
+        }
+        let is_due = |since: &Instant, wait| since.elapsed() >= wait;
+        let since = self.since.get_or_insert_with(Instant::now);
+        if is_due(since, SILENCE) && self.asked.is_none_or(|asked| is_due(&asked, ASK)) {
+            for peer in known.keys().filter(|peer| node.transport.session(**peer).is_some()) {
+                let newest = self.roll.as_ref().map_or(status.members_by, |roll| roll.by);
+                match node.cluster.ask_members(*peer).await {
+                    Some(roll) if roll.is_newer_than(newest) => {
+                        info!(through = %peer, entry = %roll.by.index, "other nodes know of other members");
+                        self.roll = Some(roll);
+                    }
+                    Some(_) | None => {}
+                }
+            }
+            self.asked = Some(Instant::now());
+        }
+        self.roll.as_ref()
+    }
+}
+
 /// A name belongs to the member that has it: who was removed has none any more, so that an emptied node can come back
 /// under its own.
-fn give_names(node: &NodeCluster, before: &BTreeMap<PeerId, String>, now: &BTreeMap<PeerId, String>) {
+fn give_names(node: &NodeCluster, before: &BTreeMap<PeerId, Member>, now: &BTreeMap<PeerId, Member>) {
     for removed in before.keys().filter(|id| !now.contains_key(id)) {
         node.transport.forget(*removed);
     }
-    for (id, name) in now {
+    for (id, Member { name, .. }) in now {
         let is_other = |peer: &PeerSnapshot| peer.id != *id && peer.name == *name;
         if let Some(other) = node.transport.peers().into_iter().find(is_other) {
-            info!(name, member = %id, former = %other.id, "the name is another node's now");
+            info!(%name, member = %id, former = %other.id, "the name is another node's now");
             node.transport.forget(other.id);
+            // Not whoever of both comes first. It may be known by now, which is as good.
+            node.transport.remember(*id, name).ok();
         }
     }
 }

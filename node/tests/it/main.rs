@@ -20,6 +20,7 @@ mod moves;
 mod recording_rules;
 mod references;
 mod regressed;
+mod replaced;
 mod repository;
 mod running;
 mod serve;

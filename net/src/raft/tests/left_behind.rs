@@ -49,6 +49,7 @@ impl Peer {
             | Request::PreVote { .. }
             | Request::Transfer { .. }
             | Request::Have { .. }
+            | Request::Members
             | Request::Time
             | Request::Files
             | Request::Chunk { .. } => panic!("a learner is not asked that"),
