@@ -53,8 +53,8 @@ pub use options::{LogOptions, SuspectTail};
 pub use random::SeededRandom;
 pub use replay::{Replay, ReplayCursor};
 pub use replica::{
-    CHUNK_BYTES_MAX, EntryFault, InstallError, Installation, LogFile, LogFiles, LogFilesError, ShipError,
-    Shipment, VOTE_BYTES_MAX, VoteError, VoteFile, VoteState, Wanted,
+    CHUNK_BYTES_MAX, EntryFault, InstallError, Installation, LogFile, LogFiles, LogFilesError, PeersFile,
+    ShipError, Shipment, VOTE_BYTES_MAX, VoteError, VoteFile, VoteState, Wanted,
 };
 pub use report::{
     LogStats, Maintained, RecoveryReport, Replayed, ReplayedRecord, RunSubject, RunSummary, Snapshot, Tail,

@@ -179,7 +179,7 @@ impl Router {
     ) -> Result<(Self, Replica), OpenError> {
         let surroundings = Surroundings::of_this_machine(wire, Some(replicator))?;
         let opened = open::start(path, disk, options, surroundings)?;
-        let replica = Replica::new(Arc::clone(&opened.shared), Arc::clone(&opened.vote));
+        let replica = Replica::new(Arc::clone(&opened.shared), Arc::clone(&opened.kept));
         let (router, thread) = Self::of(opened);
         Ok((router.with(thread), replica))
     }
@@ -200,7 +200,7 @@ impl Router {
     ) -> Result<(Self, Replica, Stepper), OpenError> {
         let surroundings = Surroundings { wire, clocks, node, replicator: Some(replicator), beside: None };
         let opened = open::open(path, disk, options, surroundings)?;
-        let replica = Replica::new(Arc::clone(&opened.shared), Arc::clone(&opened.vote));
+        let replica = Replica::new(Arc::clone(&opened.shared), Arc::clone(&opened.kept));
         let (router, driver) = Self::of(opened);
         Ok((router, replica, Stepper::new(driver)))
     }
@@ -244,7 +244,7 @@ impl Router {
         let mut surroundings = Surroundings::of_this_machine(wire, Some(replicator))?;
         surroundings.beside = Some(self.beside(ShardKind::Numbered(number)));
         let opened = open::start(path, disk, options, surroundings)?;
-        let replica = Replica::new(Arc::clone(&opened.shared), Arc::clone(&opened.vote));
+        let replica = Replica::new(Arc::clone(&opened.shared), Arc::clone(&opened.kept));
         let (router, thread) = Self::of(opened);
         Ok((router.with(thread), replica))
     }
@@ -254,7 +254,7 @@ impl Router {
     }
 
     fn of<D>(opened: Opened<D>) -> (Self, D) {
-        let Opened { shared, interest, driver, recovery, node, vote: _ } = opened;
+        let Opened { shared, interest, driver, recovery, node, kept: _ } = opened;
         let alive = Arc::new(Alive { shared: Arc::clone(&shared), thread: Mutex::default() });
         (Self { shared, alive, interest, recovery: Arc::new(recovery), node }, driver)
     }

@@ -37,6 +37,9 @@ struct Arguments {
     planted: Option<Planted>,
 }
 
+/// Seeds between two lines that say how many have run.
+const TELL: u64 = 500;
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if let Some(seed) = arguments.seed {
@@ -46,7 +49,12 @@ fn main() -> ExitCode {
         .jobs
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
     let Arguments { from, seeds, twice_one_in, planted, .. } = arguments;
+    let mut ended = 0_u64;
     let sum = Batch { from, seeds, jobs, twice_one_in, planted }.run(|verdict| {
+        ended += 1;
+        if ended.is_multiple_of(TELL) {
+            eprintln!("{ended} of {seeds} seeds");
+        }
         if let Some(violation) = &verdict.violation {
             println!("seed {}: {violation}", verdict.seed);
             println!("  again: cargo run --release -p beamlog-simulator -- --seed {} --trace", verdict.seed);

@@ -10,6 +10,7 @@ mod entries;
 mod files;
 mod history;
 mod install;
+mod peers;
 mod state;
 mod truncate;
 mod vote;
@@ -21,6 +22,7 @@ pub use files::{CHUNK_BYTES_MAX, LogFile, LogFiles, LogFilesError, ShipError, Sh
 pub(crate) use history::History;
 pub(crate) use install::{INCOMING, complete as complete_installation};
 pub use install::{InstallError, Installation, Wanted};
+pub use peers::PeersFile;
 pub(crate) use vote::look as look_at_vote;
 pub use vote::{VOTE_BYTES_MAX, VoteError, VoteFile, VoteState};
 

@@ -23,6 +23,7 @@ const SLOTS: [u64; 2] = [0, SLOT_BYTES as u64];
 /// The file, open for saving.
 #[derive(Debug)]
 pub struct VoteFile {
+    name: &'static str,
     files: Files,
     shard: ShardId,
     file: Box<dyn DiskFile>,
@@ -59,20 +60,33 @@ impl VoteFile {
         shard: ShardId,
         must_exist: bool,
     ) -> Result<(Self, Option<Vec<u8>>), VoteError> {
-        let files = Files::new(disk, directory, 0);
-        let path = files.path(NAME);
+        Self::open_named(NAME, Files::new(disk, directory, 0), shard, must_exist)
+    }
+
+    /// The same with something else in a file of another name.
+    pub(super) fn open_named(
+        name: &'static str,
+        files: Files,
+        shard: ShardId,
+        must_exist: bool,
+    ) -> Result<(Self, Option<Vec<u8>>), VoteError> {
+        let path = files.path(name);
         let exists =
-            files.disk().exists(&path).map_err(|source| files.failed("looking for", NAME, source))?;
+            files.disk().exists(&path).map_err(|source| files.failed("looking for", name, source))?;
         if !exists {
-            return if must_exist { Err(VoteError::Amnesia { path }) } else { Self::begin(files, shard) };
+            return if must_exist {
+                Err(VoteError::Amnesia { path })
+            } else {
+                Self::begin(name, files, shard)
+            };
         }
         let file = files
             .disk()
             .open(&path, OpenMode::ReadWrite)
-            .map_err(|source| files.failed("opening", NAME, source))?;
+            .map_err(|source| files.failed("opening", name, source))?;
         let mut slots = Vec::new();
         for at in SLOTS {
-            slots.push(read_slot(&*file, at, shard).map_err(|source| files.failed("reading", NAME, source))?);
+            slots.push(read_slot(&*file, at, shard).map_err(|source| files.failed("reading", name, source))?);
         }
         let mut newest: Option<&Slot> = None;
         for slot in &slots {
@@ -90,7 +104,7 @@ impl VoteFile {
             }
         }
         let Some(newest) = newest.cloned() else { return Err(VoteError::Amnesia { path }) };
-        let mut vote = Self { files, shard, file, generation: newest.generation, poisoned: false };
+        let mut vote = Self { name, files, shard, file, generation: newest.generation, poisoned: false };
         let bad: Vec<u64> = SLOTS
             .into_iter()
             .zip(&slots)
@@ -98,7 +112,7 @@ impl VoteFile {
             .map(|(at, _)| at)
             .collect();
         if !bad.is_empty() {
-            tracing::warn!(path = %vote.files.path(NAME).display(), "a copy of the vote was damaged or old; it is written again");
+            tracing::warn!(path = %vote.files.path(name).display(), "one of two copies was damaged or old; it is written again");
             // The other copy is not touched: it is the only one.
             vote.write(&newest, &bad)?;
         }
@@ -106,13 +120,13 @@ impl VoteFile {
     }
 
     /// A file that says that nothing was voted.
-    fn begin(files: Files, shard: ShardId) -> Result<(Self, Option<Vec<u8>>), VoteError> {
+    fn begin(name: &'static str, files: Files, shard: ShardId) -> Result<(Self, Option<Vec<u8>>), VoteError> {
         let slot = Slot { shard, generation: 1, body: None }.encode();
-        let mut new = NewFile::create(&files, "vote.tmp")?;
+        let mut new = NewFile::create(&files, &format!("{name}.tmp"))?;
         new.append(&files, &slot)?;
         new.append(&files, &slot)?;
-        let file = new.settle(&files)?.install(&files, NAME, true)?;
-        Ok((Self { files, shard, file, generation: 1, poisoned: false }, None))
+        let file = new.settle(&files)?.install(&files, name, true)?;
+        Ok((Self { name, files, shard, file, generation: 1, poisoned: false }, None))
     }
 
     /// Keeps a vote: durable when this returns. After an error nothing is known of what the disk holds, nothing
@@ -136,7 +150,7 @@ impl VoteFile {
         for at in places {
             if let Err(source) = self.file.write_at(&slot, *at).and_then(|()| self.file.sync_data()) {
                 self.poisoned = true;
-                return Err(self.files.failed("saving", NAME, source).into());
+                return Err(self.files.failed("saving", self.name, source).into());
             }
         }
         Ok(())

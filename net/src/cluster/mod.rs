@@ -6,6 +6,7 @@
 
 mod change;
 mod claims;
+mod memory;
 mod roll;
 mod seat;
 mod seats;
@@ -216,6 +217,7 @@ impl Cluster {
         }
         time::begin(&*shard, me).await.map_err(StartError::Storage)?;
         let books = Arc::new(Books::new(me.0, Arc::clone(&shard)));
+        memory::recall(&*shard, &books);
         let storage = Storage::open(Arc::clone(&shard), Arc::clone(&books), options.recent_bytes)
             .await
             .map_err(StartError::Storage)?;
@@ -339,6 +341,7 @@ impl Cluster {
             tracing::warn!("Raft had stopped by itself");
         }
         stopped();
+        memory::keep_now(&self.inner);
         self.inner.shard.step_down();
     }
 }

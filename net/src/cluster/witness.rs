@@ -14,7 +14,7 @@ use std::{
 
 use beamlog_log::{
     DataDirectory, DirectoryError, Disk, DiskFailed, EntryId, FirstStart, Index, Installation, LogEntry,
-    LogFiles, NodeId, ShardId, Shipment, Tail, Term, Timestamp, VoteError, VoteFile,
+    LogFiles, NodeId, PeersFile, ShardId, Shipment, Tail, Term, Timestamp, VoteError, VoteFile,
     envelope::{self, DecodeError, EncodeError, Enveloped},
 };
 use beamlog_router::replica::{ReplicaEntry, ReplicaError, Role, TimeSource};
@@ -71,6 +71,7 @@ impl Witness {
         let (votes, vote) = VoteFile::open(Arc::clone(&disk), &place, shard, was)?;
         let taken = place.join("taken");
         make(&*disk, &taken)?;
+        let (peers, known) = PeersFile::open(&disk, &place, shard);
         let (file, bytes) = VoteFile::open(disk, &taken, shard, was)?;
         // From here on an empty directory is a loss.
         directory.log_created()?;
@@ -78,8 +79,8 @@ impl Witness {
             Some(bytes) => envelope::decode(&bytes)?,
             None => TakenRecord::default(),
         };
-        let kept = Kept { shard, votes, vote, file, taken: record };
-        Ok(Self { directory, shard: Arc::new(WitnessShard::new(shard, kept)?) })
+        let kept = Kept { shard, votes, vote, peers, file, taken: record };
+        Ok(Self { directory, shard: Arc::new(WitnessShard::new(shard, kept, known)?) })
     }
 
     /// Who this node is.
@@ -201,6 +202,7 @@ struct Kept {
     shard: ShardId,
     votes: VoteFile,
     vote: Option<Vec<u8>>,
+    peers: PeersFile,
     file: VoteFile,
     taken: TakenRecord,
 }
@@ -286,11 +288,13 @@ type Job = Box<dyn FnOnce(&mut Kept) + Send>;
 struct WitnessShard {
     id: ShardId,
     kept: Arc<Mutex<Kept>>,
+    /// What was known of peers when the store was opened.
+    known: Option<Vec<u8>>,
     jobs: mpsc::Sender<Job>,
 }
 
 impl WitnessShard {
-    fn new(id: ShardId, kept: Kept) -> Result<Self, WitnessError> {
+    fn new(id: ShardId, kept: Kept, known: Option<Vec<u8>>) -> Result<Self, WitnessError> {
         let kept = Arc::new(Mutex::new(kept));
         let (jobs, inbox) = mpsc::channel::<Job>();
         let shared = Arc::clone(&kept);
@@ -302,7 +306,7 @@ impl WitnessShard {
                 }
             })
             .map_err(WitnessError::Thread)?;
-        Ok(Self { id, kept, jobs })
+        Ok(Self { id, kept, known, jobs })
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
@@ -364,6 +368,15 @@ impl Shard for WitnessShard {
 
     fn vote(&self) -> Option<Vec<u8>> {
         self.lock().vote.clone()
+    }
+
+    fn save_peers(&self, peers: Vec<u8>) {
+        // Without the thread nothing is kept any more.
+        self.jobs.send(Box::new(move |kept| kept.peers.save(&peers))).ok();
+    }
+
+    fn peers(&self) -> Option<Vec<u8>> {
+        self.known.clone()
     }
 
     fn committed(&self, up_to: Index) -> BoxFuture<'static, Result<EntryId, ShardError>> {

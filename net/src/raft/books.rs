@@ -323,6 +323,18 @@ impl Books {
         }
     }
 
+    /// The same of those that are members: what is worth knowing after a restart.
+    pub(crate) fn held_of_members(&self) -> BTreeMap<u64, Index> {
+        let page = self.page();
+        let mut held = page.held.clone();
+        let is_member =
+            |peer: &u64| page.memberships.values().any(|(_, membership)| membership.get_node(peer).is_some());
+        if !page.memberships.is_empty() {
+            held.retain(|peer, _| is_member(peer));
+        }
+        held
+    }
+
     /// What a peer once held, if its log now ends before that.
     pub(crate) fn regressed(&self, peer: u64, last: Index) -> Option<Index> {
         self.page().held.get(&peer).copied().filter(|held| last < *held)

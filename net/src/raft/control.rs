@@ -1,11 +1,11 @@
-//! Membership, votes and leaders' first entries as bytes of our log, and entries of our log as openraft's.
+//! Membership, votes, what peers held and leaders' first entries as bytes of our disk, and entries of our log as openraft's.
 //!
 //! A leader's first entry is a record of replication without bytes; a membership is an envelope in one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use beamlog_log::{
-    EntryId, LogEntry, ShardId, Timestamp,
+    EntryId, Index, LogEntry, ShardId, Timestamp,
     envelope::{self, DecodeError, EncodeError, Enveloped},
 };
 use bytes::Bytes;
@@ -42,6 +42,17 @@ struct VoteRecord {
     term: u64,
     node: u64,
     committed: bool,
+}
+
+/// What peers held of what is committed: id, index.
+#[derive(Debug, wincode::SchemaRead, wincode::SchemaWrite)]
+struct HeldRecord {
+    peers: Vec<(u64, u64)>,
+}
+
+impl Enveloped for HeldRecord {
+    const KIND: u16 = 0x0306;
+    const VERSION: u8 = 1;
 }
 
 impl Enveloped for MembershipRecord {
@@ -112,6 +123,17 @@ pub(crate) fn encode_vote(vote: &Vote) -> Result<Vec<u8>, ControlError> {
 pub(crate) fn decode_vote(bytes: &[u8]) -> Result<Vote, ControlError> {
     let VoteRecord { term, node, committed } = envelope::decode(bytes)?;
     Ok(Vote { leader_id: LeaderId::new(term, node), committed })
+}
+
+/// `held` has at most [`MEMBERS_MAX`] peers.
+pub(crate) fn encode_held(held: &BTreeMap<u64, Index>) -> Result<Vec<u8>, ControlError> {
+    let peers = held.iter().take(MEMBERS_MAX).map(|(peer, index)| (*peer, index.0)).collect();
+    Ok(envelope::encode(&HeldRecord { peers })?)
+}
+
+pub(crate) fn decode_held(bytes: &[u8]) -> Result<BTreeMap<u64, Index>, ControlError> {
+    let HeldRecord { peers } = envelope::decode(bytes)?;
+    Ok(peers.into_iter().take(MEMBERS_MAX).map(|(peer, index)| (peer, Index(index))).collect())
 }
 
 /// Gives an entry that openraft has just made the frame it will have in the log.

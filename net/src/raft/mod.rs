@@ -24,7 +24,9 @@ pub mod wire;
 mod tests;
 
 pub(crate) use books::{Books, Report};
-pub(crate) use control::{begin_membership, decode_membership, encode_membership, last_membership};
+pub(crate) use control::{
+    begin_membership, decode_held, decode_membership, encode_held, encode_membership, last_membership,
+};
 pub(crate) use handler::{RaftHandler, code, decode};
 pub(crate) use machine::{Machine, raft_index};
 pub(crate) use network::{Links, Timing, raft_vote, wire_vote};

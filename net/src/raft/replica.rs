@@ -67,6 +67,14 @@ impl Shard for ReplicaShard {
         self.replica.vote()
     }
 
+    fn save_peers(&self, peers: Vec<u8>) {
+        self.replica.save_peers(peers);
+    }
+
+    fn peers(&self) -> Option<Vec<u8>> {
+        self.replica.peers()
+    }
+
     fn committed(&self, up_to: Index) -> BoxFuture<'static, Result<EntryId, ShardError>> {
         flat(answer(|done| self.replica.committed(up_to, done)))
     }

@@ -53,6 +53,12 @@ pub(crate) trait Shard: Send + Sync + 'static {
 
     fn vote(&self) -> Option<Vec<u8>>;
 
+    /// Keeps what is known of peers, if the disk takes it: nothing depends on that.
+    fn save_peers(&self, peers: Vec<u8>);
+
+    /// What was kept of that when the shard was opened.
+    fn peers(&self) -> Option<Vec<u8>>;
+
     /// Folds what is committed.
     fn committed(&self, up_to: Index) -> BoxFuture<'static, Result<EntryId, ShardError>>;
 

@@ -277,3 +277,48 @@ async fn a_node_that_lost_what_it_held_is_refused() {
     let change = Change::Remove { id: world.id(rolled) };
     world.cluster(leader).change(change).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_lost_what_it_held_is_refused_after_all_were_down() {
+    let mut world = World::formed(3).await;
+    let rolled = (world.leader().await + 1) % 3;
+    world.settled().await;
+    let old = copy(&world.nodes[rolled].disk);
+    for n in 1..=10 {
+        world.publish(&format!("m{n}")).await;
+    }
+    world.settled().await;
+    // It goes first, and the others see it go; then they lose their power.
+    let (id, held) = (world.id(rolled), world.cluster(rolled).status().durable.index);
+    world.stop(rolled).await;
+    let others = [(rolled + 1) % 3, (rolled + 2) % 3];
+    let known = [id.0.to_le_bytes(), held.0.to_le_bytes()].concat();
+    for at in others {
+        until("what the one that went had held is on the disk", || {
+            let files = world.nodes[at].disk.files();
+            let (_, bytes) = files.iter().find(|(path, _)| path.ends_with("peers"))?;
+            bytes.windows(known.len()).any(|some| some == known).then_some(())
+        })
+        .await;
+    }
+    for at in others {
+        world.kill(at, Crash::LoseUnsynced).await;
+    }
+    world.nodes[rolled].disk = old;
+    for at in 0..3 {
+        world.start(at, false).await;
+    }
+    for n in 11..=15 {
+        assert_eq!(world.publish(&format!("m{n}")).await, n);
+    }
+    for at in others {
+        let id = world.id(rolled);
+        until("it is refused", || {
+            let status = world.cluster(at).status();
+            status.members.iter().find(|member| member.id == id)?.refused.clone()
+        })
+        .await;
+    }
+    let end = world.cluster(others[0]).status().last.index;
+    assert!(world.cluster(rolled).status().last.index < end);
+}

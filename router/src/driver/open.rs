@@ -7,8 +7,8 @@ use std::thread::JoinHandle;
 
 use beamlog_log::{
     CheckpointStore, CloseError, Damage, DataDirectory, DirectoryError, Disk, EntryId, FirstStart, Index,
-    Log, LogOptions, NodeId, RecoveryReport, ReplayedRecord, ShardId, Snapshot, SuspectTail, Tail, Term,
-    Timestamp, VoteError, VoteFile,
+    Log, LogOptions, NodeId, PeersFile, RecoveryReport, ReplayedRecord, ShardId, Snapshot, SuspectTail, Tail,
+    Term, Timestamp, VoteError, VoteFile,
 };
 
 use crate::driver::checkpoint::Checkpoints;
@@ -17,7 +17,7 @@ use crate::driver::idle::{Idle, SCRUB_PERIOD_MIN};
 use crate::driver::{BatchLimits, Driver, Parts, ReplicatedParts};
 use crate::engine::{BrokenState, Counters, Engine, EngineLimits, Recovering, rows};
 use crate::interest::Interest;
-use crate::replica::Replicator;
+use crate::replica::{Kept, Replicator};
 use crate::router::{RouterOptions, Shared};
 use crate::shards::{ShardKind, Table};
 use crate::wire::Wire;
@@ -69,8 +69,8 @@ pub(crate) struct Opened<D> {
     pub(crate) driver: D,
     pub(crate) recovery: RecoveryReport,
     pub(crate) node: NodeId,
-    /// What a replicated one voted last.
-    pub(crate) vote: Arc<Mutex<Option<Vec<u8>>>>,
+    /// What a replicated one has beside its log.
+    pub(crate) kept: Arc<Mutex<Kept>>,
 }
 
 pub(crate) type Thread = JoinHandle<Result<(), CloseError>>;
@@ -110,12 +110,12 @@ pub(crate) fn start(
     options: &RouterOptions,
     surroundings: Surroundings,
 ) -> Result<Opened<Thread>, OpenError> {
-    let Opened { shared, interest, driver, recovery, node, vote } = open(path, disk, options, surroundings)?;
+    let Opened { shared, interest, driver, recovery, node, kept } = open(path, disk, options, surroundings)?;
     let driver = std::thread::Builder::new()
         .name("beamlog-driver".into())
         .spawn(move || driver.run())
         .map_err(OpenError::Thread)?;
-    Ok(Opened { shared, interest, driver, recovery, node, vote })
+    Ok(Opened { shared, interest, driver, recovery, node, kept })
 }
 
 pub(crate) fn open(
@@ -158,13 +158,13 @@ pub(crate) fn open(
         },
         shard: kind,
     };
-    let vote = Arc::new(Mutex::new(None));
+    let kept = Arc::default();
     let recovered = match replicator {
         None => recover(&directory, options, limits, &mut log, snapshot, clocks)?,
         Some(replicator) => {
             let tail = report.tail;
             let base = Base { disk, directory: &shard_directory, shard, limits, snapshot, tail };
-            recover_replicated(base, replicator, &mut log, &vote, clocks)?
+            recover_replicated(base, replicator, &mut log, &kept, clocks)?
         }
     };
     let Recovered { engine, checkpoints, clock, replica, counters } = recovered;
@@ -208,7 +208,7 @@ pub(crate) fn open(
         directory,
     });
     driver.begin();
-    Ok(Opened { shared, interest, driver, recovery: report, node, vote })
+    Ok(Opened { shared, interest, driver, recovery: report, node, kept })
 }
 
 /// What the state of a driver begins with.
@@ -280,7 +280,7 @@ fn recover_replicated(
     base: Base<'_>,
     replicator: Arc<dyn Replicator>,
     log: &mut Log,
-    vote: &Arc<Mutex<Option<Vec<u8>>>>,
+    kept: &Arc<Mutex<Kept>>,
     clocks: Box<dyn Clocks>,
 ) -> Result<Recovered, OpenError> {
     let Base { disk, directory, shard, limits, snapshot, tail } = base;
@@ -289,15 +289,16 @@ fn recover_replicated(
     folding.follow(log, true);
     let applied = log.id_at(index).map_err(OpenError::Replay)?.unwrap_or(EntryId { index, term: Term(0) });
     let was_member = folding.engine().replication().is_some() || log.last_id().term > Term(1);
-    let (votes, last_vote) = VoteFile::open(disk, directory, shard, was_member)?;
-    *vote.lock().unwrap_or_else(PoisonError::into_inner) = last_vote;
+    let (peers, known) = PeersFile::open(&disk, directory, shard);
+    let (votes, vote) = VoteFile::open(disk, directory, shard, was_member)?;
+    *kept.lock().unwrap_or_else(PoisonError::into_inner) = Kept { vote, peers: known };
     let clock = Clock::of_log(clocks, log.pending_time().max(folding.now()));
     let counters = folding.engine().counters();
     // A tail in doubt is not known to be damage.
     let damaged = log.fence().filter(|_| log.doubt().is_none()).cloned();
     let checkpoints = Checkpoints::new(None, index, Vec::new(), clock.instant());
-    let vote = Arc::clone(vote);
-    let replica = ReplicatedParts { replicator, folding, applied, votes, vote, damaged, tail, limits };
+    let kept = Arc::clone(kept);
+    let replica = ReplicatedParts { replicator, folding, applied, votes, peers, kept, damaged, tail, limits };
     Ok(Recovered { engine: Engine::new(limits), checkpoints, clock, replica: Some(replica), counters })
 }
 

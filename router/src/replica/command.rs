@@ -24,6 +24,7 @@ pub(crate) enum ReplicaCommand {
     Install { installation: Box<Installation>, done: Done<Result<EntryId, ReplicaError>> },
     State { done: Done<ReplicaState> },
     SaveVote { bytes: Vec<u8>, done: Done<Result<(), ReplicaError>> },
+    SavePeers { bytes: Vec<u8> },
 }
 
 /// Commands in their order.
@@ -48,7 +49,8 @@ impl ReplicaCommand {
             | Self::StepDown
             | Self::Refused { .. }
             | Self::Confirmed { .. }
-            | Self::KeepTime { .. } => {}
+            | Self::KeepTime { .. }
+            | Self::SavePeers { .. } => {}
         }
     }
 }

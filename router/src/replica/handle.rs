@@ -7,14 +7,22 @@ use beamlog_log::{EntryId, Index, Installation, LogEntry, LogFiles, Shipment, Te
 use super::{Done, ReplicaCommand, ReplicaEntry, ReplicaError, ReplicaState, TimeSource};
 use crate::router::Shared;
 
+/// What a replica has on its disk beside its log.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    /// The last vote that is durable.
+    pub(crate) vote: Option<Vec<u8>>,
+    /// What was known of peers when the store was opened.
+    pub(crate) peers: Option<Vec<u8>>,
+}
+
 /// Commands for the driver of a replicated shard. Cheap to clone. Every call returns at once; `done` is called
 /// on the driver thread when the command was carried out, in the order of the calls, and must not block. When
 /// the driver has stopped, `done` says so on the caller's thread.
 #[derive(Clone)]
 pub struct Replica {
     shared: Arc<Shared>,
-    /// The last vote that is durable.
-    vote: Arc<Mutex<Option<Vec<u8>>>>,
+    kept: Arc<Mutex<Kept>>,
 }
 
 impl std::fmt::Debug for Replica {
@@ -24,8 +32,8 @@ impl std::fmt::Debug for Replica {
 }
 
 impl Replica {
-    pub(crate) fn new(shared: Arc<Shared>, vote: Arc<Mutex<Option<Vec<u8>>>>) -> Self {
-        Self { shared, vote }
+    pub(crate) fn new(shared: Arc<Shared>, kept: Arc<Mutex<Kept>>) -> Self {
+        Self { shared, kept }
     }
 
     fn send(&self, command: ReplicaCommand) {
@@ -129,6 +137,17 @@ impl Replica {
     /// The last vote that is durable; `None` in a store that never voted.
     #[must_use]
     pub fn vote(&self) -> Option<Vec<u8>> {
-        self.vote.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).vote.clone()
+    }
+
+    /// Keeps what is known of peers (DR13), if the disk takes it: nothing depends on that.
+    pub fn save_peers(&self, bytes: Vec<u8>) {
+        self.send(ReplicaCommand::SavePeers { bytes });
+    }
+
+    /// What was kept of that when the store was opened.
+    #[must_use]
+    pub fn peers(&self) -> Option<Vec<u8>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).peers.clone()
     }
 }

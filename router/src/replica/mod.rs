@@ -30,6 +30,7 @@ use beamlog_log::{Damage, EntryId, Index, LogEntry, Tail, TailDoubt, Term, Times
 use bytes::Bytes;
 
 pub(crate) use command::{Lane, ReplicaCommand};
+pub(crate) use handle::Kept;
 pub use handle::Replica;
 
 /// Called once, on the driver thread, with what became of a command. Must not block.

@@ -150,6 +150,12 @@ impl Shard for DirectShard {
         self.lock().saved.clone()
     }
 
+    fn save_peers(&self, _peers: Vec<u8>) {}
+
+    fn peers(&self) -> Option<Vec<u8>> {
+        None
+    }
+
     fn committed(&self, up_to: Index) -> BoxFuture<'static, Result<EntryId, ShardError>> {
         self.lock().applied = up_to;
         now(Ok(EntryId { index: up_to, term: Term(0) }))

@@ -292,7 +292,7 @@ impl Driver {
         let last = self.log.last_index();
         let at = lane.iter().position(|command| match command {
             Command::Committed { up_to, .. } => *up_to <= last,
-            Command::SaveVote { .. } => true,
+            Command::SaveVote { .. } | Command::SavePeers { .. } => true,
             Command::Append { .. }
             | Command::Truncate { .. }
             | Command::Read { .. }

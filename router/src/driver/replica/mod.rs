@@ -20,13 +20,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use beamlog_log::{Damage, EntryId, Index, LogEntry, StreamId, Tail, Term, Timestamp, VoteFile};
+use beamlog_log::{Damage, EntryId, Index, LogEntry, PeersFile, StreamId, Tail, Term, Timestamp, VoteFile};
 use bytes::Bytes;
 
 use crate::driver::Driver;
 use crate::driver::release::Held;
 use crate::engine::{EngineLimits, Recovering};
-use crate::replica::{Lane, ReplicaCommand, ReplicaError, ReplicaState, Replicator, Role};
+use crate::replica::{Kept, Lane, ReplicaCommand, ReplicaError, ReplicaState, Replicator, Role};
 use crate::stats::Health;
 
 /// Bytes of entries that wait in memory for their commit. What does not fit is read from the log.
@@ -51,7 +51,8 @@ pub(super) struct Replicated {
     /// What interest was told for the engine, to be taken back.
     announced: Announced,
     votes: VoteFile,
-    vote: Arc<Mutex<Option<Vec<u8>>>>,
+    peers: PeersFile,
+    kept: Arc<Mutex<Kept>>,
     damaged: Option<Damage>,
     tail: Tail,
     limits: EngineLimits,
@@ -70,7 +71,8 @@ pub(crate) struct ReplicatedParts {
     pub(crate) folding: Recovering,
     pub(crate) applied: EntryId,
     pub(crate) votes: VoteFile,
-    pub(crate) vote: Arc<Mutex<Option<Vec<u8>>>>,
+    pub(crate) peers: PeersFile,
+    pub(crate) kept: Arc<Mutex<Kept>>,
     pub(crate) damaged: Option<Damage>,
     pub(crate) tail: Tail,
     pub(crate) limits: EngineLimits,
@@ -148,7 +150,8 @@ impl Unapplied {
 
 impl Replicated {
     pub(crate) fn new(parts: ReplicatedParts) -> Self {
-        let ReplicatedParts { replicator, folding, applied, votes, vote, damaged, tail, limits } = parts;
+        let ReplicatedParts { replicator, folding, applied, votes, peers, kept, damaged, tail, limits } =
+            parts;
         Self {
             replicator,
             role: Role::Follower,
@@ -162,7 +165,8 @@ impl Replicated {
             reads: Reads::default(),
             announced: Announced::default(),
             votes,
-            vote,
+            peers,
+            kept,
             damaged,
             tail,
             limits,
@@ -310,6 +314,7 @@ impl Driver {
                 let saved = self.save_vote(bytes);
                 done(saved);
             }
+            ReplicaCommand::SavePeers { bytes } => self.replica().peers.save(&bytes),
         }
     }
 
@@ -330,7 +335,7 @@ impl Driver {
         let replica = self.replica();
         match replica.votes.save(&bytes) {
             Ok(()) => {
-                *replica.vote.lock().unwrap_or_else(PoisonError::into_inner) = Some(bytes);
+                replica.kept.lock().unwrap_or_else(PoisonError::into_inner).vote = Some(bytes);
                 Ok(())
             }
             // Nobody knows what is on the disk: this node votes no more, and so takes part no more (DR2, DR9).
