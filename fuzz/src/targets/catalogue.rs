@@ -74,6 +74,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
             id: 4,
             holder: Some(reservation.clone()),
         }),
+        CatalogueRequest::Rearrange(Rearrange::Announce { stream: "orders".into(), to: Place::Shard(2) }),
         CatalogueRequest::Rearrange(Rearrange::List),
     ];
     let answers = [

@@ -29,6 +29,7 @@ pub(super) fn name_of(place: &Place) -> String {
     match place {
         Place::Common => "all".to_owned(),
         Place::Node { node, .. } => node.clone(),
+        Place::Shard(number) => format!("shard {number}"),
     }
 }
 

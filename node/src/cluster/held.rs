@@ -19,6 +19,7 @@ use beamlog_nats::JetStream;
 use beamlog_nats::jetstream::{
     Api, ApiRequest, Call, ClusterView, Form, FromPeers, Handled, NatsWire, parse_request,
 };
+use beamlog_net::cluster::Cluster;
 use beamlog_net::mesh::MeshMessage;
 use beamlog_net::peer::PeerId;
 use beamlog_router::api::error::ApiError;
@@ -29,7 +30,7 @@ use beamlog_router::replica::Role;
 use beamlog_router::stream::StreamConfig;
 use beamlog_router::{Full, Health, OpenError, PublishBatch, Router, RouterOptions, StreamId};
 use bytes::Bytes;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
 use crate::cluster::NodeCluster;
 use crate::cluster::api::Onwards;
@@ -79,15 +80,18 @@ struct Inner {
     /// The shard of the cluster.
     main: Router,
     main_api: Api,
+    /// Its part in the shard that these streams are of; of a node's own streams that in the first one.
     member: NodeCluster,
+    /// Its part in the first one.
+    common: Cluster,
     place: Place,
     /// Since the first stream.
     store: OnceLock<Store>,
     /// What is here, and by what it is found.
     streams: RwLock<BTreeMap<String, SubscriptionKey>>,
     changes: mpsc::Sender<Change>,
-    /// Something is to move, or not any more.
-    moves: Arc<Notify>,
+    /// Who changes which streams are here: the one that makes changes, or the one that carries moves, at a move's end.
+    turn: tokio::sync::Mutex<()>,
     door: Arc<Door>,
     /// Finds the other way for a stream that is not here.
     onwards: Onwards,
@@ -218,8 +222,8 @@ impl Held {
             let door = Arc::new(Door { requests, inner: Weak::clone(inner) });
             let (store, streams) = (OnceLock::new(), RwLock::default());
             let place = Place::Node { folder: folder.clone(), options };
-            let moves = Arc::default();
-            Inner { main, main_api, member, place, store, streams, changes, moves, door, onwards }
+            let (common, turn) = (member.cluster.clone(), tokio::sync::Mutex::default());
+            Inner { main, main_api, member, common, place, store, streams, changes, turn, door, onwards }
         }));
         if folder.exists() {
             held.open().await?;
@@ -235,9 +239,9 @@ impl Held {
     /// What this node holds of a shard, whose part of the node this is. Within a tokio runtime.
     pub(super) fn start_shard(
         (main, main_api): (Router, Api),
+        common: Cluster,
         member: NodeCluster,
-        number: u8,
-        router: Router,
+        (number, router): (u8, Router),
         onwards: Onwards,
     ) -> Self {
         let (changes, waiting) = mpsc::channel(CHANGES_MAX);
@@ -252,10 +256,11 @@ impl Held {
             let door = Arc::new(Door { requests, inner: Weak::clone(inner) });
             let (wanted, keys) = (AtomicUsize::new(0), Mutex::default());
             let place = Place::Shard(OfShard { number, role: role.clone(), wanted, keys });
-            let (streams, moves) = (RwLock::default(), Arc::default());
-            Inner { main, main_api, member, place, store, streams, changes, moves, door, onwards }
+            let (streams, turn) = (RwLock::default(), tokio::sync::Mutex::default());
+            Inner { main, main_api, member, common, place, store, streams, changes, turn, door, onwards }
         }));
         tokio::spawn(changes::make(Arc::downgrade(&held.0), waiting));
+        tokio::spawn(moving::carry(Arc::downgrade(&held.0), held.0.member.moves.heard.subscribe()));
         tokio::spawn(follow_role(Arc::downgrade(&held.0), role));
         held
     }
@@ -271,9 +276,10 @@ impl Held {
     async fn lead(&self, shard: &OfShard) {
         let (Some(store), me) = (self.0.store.get(), self.0.member.cluster.me()) else { return };
         // Who leads no more is told that next.
+        let Ok(moving) = moving::moving_here(&store.router).await else { return };
         let Ok(streams) = names(&store.router).await else { return };
-        for stream in streams {
-            self.found(&stream);
+        for stream in streams.iter().filter(|stream| !moving.iter().any(|one| one.stream == **stream)) {
+            self.found(stream);
         }
         let mut keys = shard.keys.lock().unwrap_or_else(PoisonError::into_inner);
         if keys.is_empty() {
@@ -323,7 +329,7 @@ impl Held {
 
     /// This node, or the one that a tag names: a member, for the catalogue forgets who is none.
     fn choose(&self, config: &StreamConfig) -> Result<PeerId, ApiError> {
-        let status = self.0.member.cluster.status();
+        let status = self.0.common.status();
         let none = |text: String| Err(ApiError::NoSuitablePeers(text));
         let (mut tags, mut cluster) = (&[][..], "");
         if let Some(placement) = &config.placement {
@@ -419,6 +425,15 @@ impl Held {
         let mut streams = self.0.streams.write().unwrap_or_else(PoisonError::into_inner);
         if !streams.contains_key(stream) {
             streams.insert(stream.to_owned(), self.listen_by(&of_stream(stream)));
+        }
+    }
+
+    /// As [`Self::found`], of a shard that was led in this term. Who ceased to lead meanwhile has told everybody that
+    /// nothing is here; what leads from now on is told again.
+    fn found_in(&self, term: u64, stream: &str) {
+        self.found(stream);
+        if self.term() != Ok(term) {
+            self.gone(stream);
         }
     }
 

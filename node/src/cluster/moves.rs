@@ -1,10 +1,11 @@
-//! Streams that move between shards, as this node carries them: what comes to what it holds alone, and while it leads
-//! what comes to the shard of all. Who gets a stream copies it from who has it, which serves on; then that one is
+//! Streams that move between shards, as this node carries them: what comes to what it holds alone, and what comes to the
+//! shard of all or to another while it leads that. Who gets a stream copies it from who has it, which serves on; then that one is
 //! frozen, the rest is copied, and one record of the catalogue makes the exchange ([`beamlog_router::api::moving`]).
 //!
 //! Every step may be done again, so whoever is stopped goes on where it was. What was begun is finished or given up by
 //! the comparisons with the catalogue, here and in [`super::held`].
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,11 +17,11 @@ use beamlog_router::api::moving::{Arrive, MoveAnswer, MovePage, MoveRequest, Res
 use beamlog_router::api::request::{Answer, Arrival, Place, Request, Response};
 use beamlog_router::interest::{Envelope, Interest, Offered, RouteCache};
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tracing::warn;
 
 use crate::cluster::catalogue;
-use crate::cluster::held::of_node;
+use crate::cluster::held::{of_node, of_shard};
 use crate::core_messages;
 
 /// The subject that a question about a stream that moves shows: no client's message does.
@@ -46,19 +47,25 @@ pub(super) enum Stopped {
 pub(crate) struct Moves {
     /// All that there are, as far as was heard.
     pub(super) heard: watch::Sender<Vec<Arrival>>,
-    /// How far the copy is that is made here.
-    copied: Mutex<Option<(String, Sequence)>>,
+    /// Something is to move, or not any more.
+    pub(super) changed: Notify,
+    /// How far the copies are that are made here.
+    copied: Mutex<BTreeMap<String, Sequence>>,
 }
 
 impl Moves {
     /// The sequence up to which the stream is copied here.
     pub(super) fn copied(&self, stream: &str) -> Option<u64> {
         let copied = self.copied.lock().unwrap_or_else(PoisonError::into_inner);
-        copied.as_ref().filter(|(of, _)| of == stream).map(|(_, sequence)| sequence.0)
+        copied.get(stream).map(|sequence| sequence.0)
     }
 
-    fn note(&self, copied: Option<(String, Sequence)>) {
-        *self.copied.lock().unwrap_or_else(PoisonError::into_inner) = copied;
+    fn note(&self, stream: &str, copied: Sequence) {
+        self.copied.lock().unwrap_or_else(PoisonError::into_inner).insert(stream.to_owned(), copied);
+    }
+
+    fn forget(&self, stream: &str) {
+        self.copied.lock().unwrap_or_else(PoisonError::into_inner).remove(stream);
     }
 }
 
@@ -108,6 +115,7 @@ async fn ask(main: &Router, arrival: &Arrival, wanted: &MoveRequest) -> Result<M
     let name = match &arrival.from {
         Place::Common => catalogue::NAME.to_owned(),
         Place::Node { peer, .. } => of_node(PeerId(*peer)).into_bytes(),
+        Place::Shard(number) => of_shard(*number).into_bytes(),
     };
     let send = |reply: &str| {
         let message =
@@ -138,7 +146,7 @@ pub(super) struct Carried<'a> {
 
 impl Drop for Carried<'_> {
     fn drop(&mut self) {
-        self.moves.note(None);
+        self.moves.forget(&self.arrival.stream);
     }
 }
 
@@ -188,7 +196,7 @@ impl Carried<'_> {
                 return Err(Stopped::Unreadable);
             }
             after = taken;
-            self.moves.note(Some((arrival.stream.clone(), taken)));
+            self.moves.note(&arrival.stream, taken);
             if taken >= last {
                 return Ok(taken);
             }

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
 use crate::held::{ask, create, info, site};
+use crate::shards::{cluster, formed, shard};
 use crate::site::{Site, patiently};
 
 /// Longer than the test.
@@ -101,7 +102,7 @@ async fn work(context: &Context, done: &mut Consumed) {
     }
 }
 
-/// A cluster with a stream at n1, what was published to it before, and a load on it.
+/// A cluster with a stream, what was published to it before, and a load on it.
 struct Begun {
     site: Site,
     third: Context,
@@ -112,12 +113,15 @@ struct Begun {
 
 impl Begun {
     async fn with(before: u64, padding: usize) -> Self {
-        let site = site().await;
+        Self::at(site().await, 1, "n1", before, padding).await
+    }
+
+    async fn at(site: Site, replicas: u64, tag: &str, before: u64, padding: usize) -> Self {
         let third = site.client(2).await;
-        let at_n1 = json!({
-            "num_replicas": 1, "placement": { "tags": ["n1"] }, "duplicate_window": WINDOW_NANOS,
+        let there = json!({
+            "num_replicas": replicas, "placement": { "tags": [tag] }, "duplicate_window": WINDOW_NANOS,
         });
-        patiently("a stream", async || create(&third, "L", "l.>", at_n1.clone()).await.ok()).await;
+        patiently("a stream", async || create(&third, "L", "l.>", there.clone()).await.ok()).await;
         let padding = " ".repeat(padding);
         patiently("a first ack", async || publish(&third, "l.old", "old-1", &padding).await).await;
         let mut at = 1;
@@ -176,6 +180,25 @@ impl Begun {
             let seen = info(&self.third, "L").await.ok()?;
             let others = seen["cluster"]["replicas"].as_array().map_or(0, Vec::len);
             ((leader.is_empty() || seen["cluster"]["leader"] == leader) && others == replicas).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until it is in the shard.
+    async fn is_in(&self, shard: u8) {
+        let group = format!("shard-{shard}");
+        patiently("it has moved", async || {
+            let seen = info(&self.third, "L").await.ok()?;
+            (seen["cluster"]["raft_group"] == group && seen["cluster"]["replicas"].as_array()?.len() == 2)
+                .then_some(())
+        })
+        .await;
+    }
+
+    /// Nobody has a copy of the move before.
+    async fn nothing_moves(&self) {
+        patiently("nobody has another copy", async || {
+            (0..3).all(|at| self.site.page(at)["moving"] == Value::Array(Vec::new())).then_some(())
         })
         .await;
     }
@@ -256,10 +279,7 @@ async fn a_stream_moves_between_nodes_to_all_and_back_under_load() {
     begun.is_at("", 2).await;
     begun.update(1, &["n1"]).await;
     begun.is_at("n1", 0).await;
-    patiently("nobody has another copy", async || {
-        (0..3).all(|at| begun.site.page(at)["moving"] == Value::Array(Vec::new())).then_some(())
-    })
-    .await;
+    begun.nothing_moves().await;
     begun.finish().await;
 }
 
@@ -293,10 +313,93 @@ async fn a_stream_that_is_called_back_stays() {
     let moving = info(&begun.third, "L").await.unwrap()["cluster"]["moving"].clone();
     assert_eq!(moving, json!({ "from": "n1", "to": "n2" }));
     begun.update(1, &["n1"]).await;
-    patiently("nothing moves", async || {
-        (0..3).all(|at| begun.site.page(at)["moving"] == Value::Array(Vec::new())).then_some(())
+    begun.nothing_moves().await;
+    begun.is_at("n1", 0).await;
+    begun.finish().await;
+}
+
+/// Two shards beside the first, on all three nodes.
+async fn site_of_shards() -> Site {
+    let site = site().await;
+    for number in 1..=2 {
+        patiently("a shard", async || cluster(&site, 0, "shard add").ok()).await;
+        formed(&site, 0, number).await;
+    }
+    site
+}
+
+/// The node of this name leads the shard.
+async fn led_by(site: &Site, number: u64, name: &str) {
+    patiently("it leads", async || {
+        if formed(site, 0, number).await == name {
+            return Some(());
+        }
+        drop(cluster(site, 0, &format!("transfer --shard {number} {name}")));
+        None
     })
     .await;
-    begun.is_at("n1", 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_moves_between_shards_and_a_node_under_load() {
+    let begun = Begun::at(site_of_shards().await, 3, "shard:0", 20_000, 0).await;
+    begun.is_in(0).await;
+    let refused = async |replicas: u64, tag: &str| {
+        let placement = json!({ "tags": [tag] });
+        let body =
+            json!({ "name": "L", "subjects": ["l.>"], "num_replicas": replicas, "placement": placement });
+        ask(&begun.third, "STREAM.UPDATE.L", body).await
+    };
+    assert_eq!(refused(3, "shard:3").await, Err(10005));
+    assert_eq!(refused(5, "shard:1").await, Err(10005));
+    for (number, tag) in [(1, "shard:1"), (2, "shard:2")] {
+        begun.update(3, &[tag]).await;
+        begun.is_in(number).await;
+        begun.nothing_moves().await;
+    }
+    assert_eq!(refused(2, "other").await, Err(10005));
+    begun.update(1, &["n2"]).await;
+    begun.is_at("n2", 0).await;
+    begun.nothing_moves().await;
+    begun.update(3, &["shard:1"]).await;
+    begun.is_in(1).await;
+    begun.nothing_moves().await;
+    let listed = |number| shard(&begun.site, 0, number).unwrap()["streams"].clone();
+    patiently("the list has it once", async || (listed(1) == 1 && listed(2) == 0).then_some(())).await;
+    begun.update(3, &["shard:0"]).await;
+    begun.is_in(0).await;
+    begun.nothing_moves().await;
+    begun.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_leader_of_the_shard_that_gets_a_stream_is_killed_meanwhile() {
+    let site = site_of_shards().await;
+    led_by(&site, 1, "n2").await;
+    let mut begun = Begun::at(site, 1, "n1", 15_000, 1000).await;
+    begun.update(3, &["shard:1"]).await;
+    begun.is_being_copied_to(1).await;
+    let folder = begun.site.kill(1);
+    // Another node of the shard goes on with what it has of the copy.
+    begun.is_in(1).await;
+    begun.site.start(1, folder);
+    begun.site.healthy().await;
+    begun.nothing_moves().await;
+    begun.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_leader_of_the_shard_that_has_a_stream_is_killed_meanwhile() {
+    let site = site_of_shards().await;
+    led_by(&site, 1, "n1").await;
+    led_by(&site, 2, "n2").await;
+    let mut begun = Begun::at(site, 3, "shard:1", 15_000, 1000).await;
+    begun.update(3, &["shard:2"]).await;
+    begun.is_being_copied_to(1).await;
+    let folder = begun.site.kill(0);
+    begun.is_in(2).await;
+    begun.site.start(0, folder);
+    begun.site.healthy().await;
+    begun.nothing_moves().await;
     begun.finish().await;
 }

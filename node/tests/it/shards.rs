@@ -15,20 +15,20 @@ fn stream_of(replicas: u64) -> Value {
 }
 
 /// `beamlog cluster …` by way of a node.
-fn cluster(site: &Site, at: usize, line: &str) -> Result<String, String> {
+pub(crate) fn cluster(site: &Site, at: usize, line: &str) -> Result<String, String> {
     let words = std::iter::once("cluster").chain(line.split_whitespace());
     let words: Vec<&str> = words.chain(["--admin", &site.node(at).admin]).collect();
     site.node(at).run(&words)
 }
 
 /// What the page of a node says of a shard.
-fn shard(site: &Site, at: usize, number: u64) -> Option<Value> {
+pub(crate) fn shard(site: &Site, at: usize, number: u64) -> Option<Value> {
     let page = site.page(at);
     page["shards"].as_array()?.iter().find(|shard| shard["number"] == number).cloned()
 }
 
 /// Waits until the shard has all its voters and a leader; the leader's name.
-async fn formed(site: &Site, at: usize, number: u64) -> String {
+pub(crate) async fn formed(site: &Site, at: usize, number: u64) -> String {
     patiently("the shard is formed", async || {
         let shard = shard(site, at, number)?;
         let voters = shard["here"]["voters"].as_array()?.len();

@@ -16,6 +16,8 @@ pub enum Place {
     Common,
     /// That of a node alone.
     Node { node: String, peer: u64 },
+    /// One of the cluster's beside the first, whoever leads it.
+    Shard(u8),
 }
 
 /// A stream that moves.
@@ -26,7 +28,7 @@ pub struct Arrival {
     pub id: u64,
     pub from: Place,
     pub to: Place,
-    /// The identity of the store that had it, if a node had it alone.
+    /// What stands in its reservation for the store that had it; nothing of the first shard.
     pub store: String,
     /// The other one has it. The first still has a copy, and says when it has forgotten it.
     pub exchanged: bool,
@@ -37,8 +39,8 @@ pub struct Arrival {
 pub enum Rearrange {
     /// The stream is to go there.
     Announce { stream: String, to: Place },
-    /// Everything was copied, and nothing comes in any more: the other one has it from now on. With the reservation of a
-    /// node that has it alone then; its subjects are those that the stream has.
+    /// Everything was copied, and nothing comes in any more: the other one has it from now on. With the reservation of
+    /// the node or shard that has it then; its subjects are those that the stream has.
     Exchange { stream: String, id: u64, holder: Option<Reservation> },
     /// It stays.
     Cancel { stream: String, id: u64 },
@@ -50,6 +52,18 @@ pub enum Rearrange {
 
 /// Streams that move at the same time: they are told in one answer.
 const ARRIVALS_MAX: usize = 1000;
+
+impl Place {
+    /// Whether this is the reservation of a stream that is there.
+    fn is_of(&self, holder: Option<&Reservation>) -> bool {
+        match (self, holder) {
+            (Self::Common, holder) => holder.is_none(),
+            (Self::Node { peer, .. }, Some(holder)) => holder.peer == *peer,
+            (Self::Shard(number), Some(holder)) => holder.shard() == Some(*number),
+            (Self::Node { .. } | Self::Shard(_), None) => false,
+        }
+    }
+}
 
 fn refused(text: &str) -> ApiError {
     ApiError::StreamUpdateInvalid(text.to_owned())
@@ -91,14 +105,10 @@ impl Engine {
 
     fn announce(&mut self, turn: &mut Turn<'_>, stream: &str, to: Place) -> Answer {
         let (from, store) = match self.reservations.get(stream).filter(|reservation| !reservation.deleted) {
-            // Several nodes hold it.
-            Some(Reservation { peer: 0, node, .. }) => {
-                return Err(refused(&format!(
-                    "a stream of {node} does not move: make another one and publish there"
-                )));
-            }
-            Some(Reservation { node, peer, store, .. }) => {
-                (Place::Node { node: node.clone(), peer: *peer }, store.clone())
+            Some(have) => {
+                let Reservation { node, peer, store, .. } = have;
+                let of_node = || Place::Node { node: node.clone(), peer: *peer };
+                (have.shard().map_or_else(of_node, Place::Shard), store.clone())
             }
             None if self.names.contains_key(stream) => (Place::Common, String::new()),
             None => return Err(ApiError::StreamNotFound),
@@ -110,7 +120,7 @@ impl Engine {
                 self.end_arrival(turn, stream);
                 Ok(Response::Arrivals(Vec::new()))
             } else if arrival.exchanged {
-                Err(refused("the node that had the stream has not forgotten it yet"))
+                Err(refused("who had the stream has not forgotten it yet"))
             } else if arrival.to == to {
                 Ok(Response::Arrivals(vec![arrival.clone()]))
             } else {
@@ -119,6 +129,11 @@ impl Engine {
         }
         if from == to {
             return Ok(Response::Arrivals(Vec::new()));
+        }
+        if let Place::Shard(number) = to
+            && !self.shards.is_listed(number)
+        {
+            return Err(ApiError::NoSuitablePeers(format!("there is no shard {number}")));
         }
         if self.reservations.arrivals().count() >= ARRIVALS_MAX {
             return Err(ApiError::TooManyRequests);
@@ -150,9 +165,12 @@ impl Engine {
         if arrival.exchanged {
             return done;
         }
+        if !arrival.to.is_of(holder.as_ref()) {
+            return Err(ApiError::BadRequest);
+        }
         let have = self.reservations.get(stream).cloned();
         match (&arrival.from, holder) {
-            (Place::Node { .. }, holder) => {
+            (Place::Node { .. } | Place::Shard(_), holder) => {
                 let have = have.filter(|have| have.store == arrival.store && !have.deleted);
                 let have = have.ok_or(ApiError::StreamNotFound)?;
                 match holder {

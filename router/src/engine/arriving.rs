@@ -86,9 +86,11 @@ impl Engine {
         if self.names.contains_key(name) {
             return Err(ApiError::StreamNameInUse);
         }
-        let old = self.streams.values().map(|stream| &stream.body);
-        let mut old = old.filter(|body| body.config.name == name && body.moving.is_moving());
-        if let Some(old) = old.next().map(|body| body.id) {
+        if let Some(old) = self.copy_of(name) {
+            // Whoever led when a move was given up may be late: what it asks for does nothing to the one after that.
+            if self.streams[&old].body.moving.number().is_some_and(|number| number > id) {
+                return Err(ApiError::StreamNotFound);
+            }
             self.drop_copy(turn, old);
         }
         self.check_room()?;

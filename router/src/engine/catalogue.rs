@@ -21,6 +21,8 @@ const STREAMS_PER_PAGE: usize = 256;
 const SUBJECTS_PER_PAGE: usize = 100_000;
 /// Deleted sequences one answer lists.
 const DELETED_LISTED_MAX: usize = 1_000_000;
+/// Who has a stream that is between two shards.
+pub(super) const MOVES: &str = "another one soon: it moves";
 
 impl Engine {
     pub(super) fn account_info(&self) -> Response {
@@ -50,6 +52,10 @@ impl Engine {
         }
         if self.reservations.get(&config.name).is_some() {
             return Err(self.reservations.in_use(&config.name));
+        }
+        // What arrives by that name may be the stream already, and wait to be opened.
+        if self.copy_of(&config.name).is_some() {
+            return Err(ApiError::StreamOffline { node: MOVES.to_owned() });
         }
         self.check_room()?;
         self.check_overlap(None, &config.name, &config.subjects)?;

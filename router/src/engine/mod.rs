@@ -301,7 +301,7 @@ impl Engine {
     fn stream_id(&self, name: &str) -> Result<StreamId, ApiError> {
         let id = self.names.get(name).copied().ok_or_else(|| self.reservations.missing(name))?;
         if self.streams[&id].body.moving.is_moving() {
-            return Err(ApiError::StreamOffline { node: "another one soon: it moves".to_owned() });
+            return Err(ApiError::StreamOffline { node: catalogue::MOVES.to_owned() });
         }
         Ok(id)
     }

@@ -49,6 +49,12 @@ impl Engine {
         found.next().map(|body| body.id).ok_or(ApiError::StreamNotFound)
     }
 
+    /// The copy that is here of a stream of this name.
+    pub(super) fn copy_of(&self, stream: &str) -> Option<StreamId> {
+        let mut found = self.streams.values().map(|stream| &stream.body);
+        found.find(|body| body.config.name == stream && body.moving.is_copy()).map(|body| body.id)
+    }
+
     pub(super) fn set_moving(
         &mut self,
         turn: &mut Turn<'_>,
@@ -68,6 +74,8 @@ impl Engine {
 
     /// What is asked of a stream that leaves.
     pub(super) fn move_stream(&mut self, turn: &mut Turn<'_>, wanted: MoveRequest) -> Answer {
+        // What is told is in the log: the copy has nothing that another leader would not know of.
+        self.commit_wanted = true;
         // By its name: frozen or not.
         let named = |engine: &Self, stream: &str| {
             let id = engine.names.get(stream).copied();
@@ -92,14 +100,12 @@ impl Engine {
                 MoveAnswer::Done
             }
             MoveRequest::Thaw { stream, id } => {
-                self.commit_wanted = true;
                 if let Ok(stream) = self.moving_stream(&stream, Moving::Leaving(id)) {
                     self.thaw(turn, stream);
                 }
                 MoveAnswer::Done
             }
             MoveRequest::Drop { stream, id } => {
-                self.commit_wanted = true;
                 for moving in [Moving::Leaving(id), Moving::Arriving(id), Moving::Arrived(id)] {
                     if let Ok(stream) = self.moving_stream(&stream, moving) {
                         self.drop_copy(turn, stream);
@@ -113,7 +119,6 @@ impl Engine {
 
     /// From here on the stream does not change: who waits for it is told, and publishes find no stream.
     fn freeze(&mut self, turn: &mut Turn<'_>, id: StreamId, number: u64) -> Result<(), ApiError> {
-        self.commit_wanted = true;
         match self.streams[&id].body.moving {
             Moving::No => {}
             Moving::Leaving(have) if have == number => return Ok(()),

@@ -59,6 +59,10 @@ impl ClusterShards {
         self.by_number.values()
     }
 
+    pub(super) fn is_listed(&self, number: u8) -> bool {
+        self.by_number.contains_key(&number)
+    }
+
     pub(super) fn take_dirty(&mut self) -> bool {
         std::mem::take(&mut self.dirty)
     }

@@ -34,6 +34,14 @@ impl Moving {
         !matches!(self, Self::No)
     }
 
+    /// Of which move.
+    pub(crate) const fn number(self) -> Option<u64> {
+        match self {
+            Self::No => None,
+            Self::Arriving(number) | Self::Arrived(number) | Self::Leaving(number) => Some(number),
+        }
+    }
+
     /// It is a copy that is to be the stream.
     pub(crate) const fn is_copy(self) -> bool {
         matches!(self, Self::Arriving(_) | Self::Arrived(_))

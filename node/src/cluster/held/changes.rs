@@ -35,9 +35,13 @@ pub(super) async fn make(inner: Weak<Inner>, mut waiting: mpsc::Receiver<Change>
         let Some(inner) = inner.upgrade() else { return };
         let held = Held(inner);
         match change {
-            Ok(Some(change)) => held.make(change).await,
+            Ok(Some(change)) => {
+                let _turn = held.0.turn.lock().await;
+                held.make(change).await;
+            }
             Ok(None) => return,
             Err(_elapsed) => {
+                let _turn = held.0.turn.lock().await;
                 held.release_of_the_lost().await;
                 let compared = held.compare(&mut frozen).await;
                 next_look = Instant::now() + if compared.is_ok() { LOOK } else { LOOK_AGAIN };
@@ -93,21 +97,14 @@ impl Held {
     }
 
     /// The configuration as it is kept here.
-    fn fit(&self, config: &StreamConfig) -> Result<StreamConfig, ApiError> {
+    pub(super) fn fit(&self, config: &StreamConfig) -> Result<StreamConfig, ApiError> {
         let Place::Shard(shard) = &self.0.place else { return Ok(config.clone()) };
-        let number = shard.number;
         // Before the list was seen, those that vote.
         let nodes = match shard.wanted.load(Ordering::Relaxed) {
             0 => self.voters(),
             wanted => wanted,
         };
-        let replicas = u8::try_from(nodes).unwrap_or(u8::MAX);
-        if config.replicas != 0 && config.replicas != replicas {
-            let text =
-                format!("shard {number} has {nodes} nodes, and the stream asks for {}", config.replicas);
-            return Err(ApiError::NoSuitablePeers(text));
-        }
-        Ok(StreamConfig { replicas, ..config.clone() })
+        fit_shard(config, shard.number, nodes)
     }
 
     fn voters(&self) -> usize {
@@ -116,7 +113,7 @@ impl Held {
     }
 
     /// Whether as many nodes as it is to have vote in the shard: what is acknowledged there is on a quorum of them.
-    fn is_whole(&self) -> Result<(), ApiError> {
+    pub(super) fn is_whole(&self) -> Result<(), ApiError> {
         let Place::Shard(shard) = &self.0.place else { return Ok(()) };
         let (wanted, voters) = (shard.wanted.load(Ordering::Relaxed), self.voters());
         if wanted > 0 && voters >= wanted {
@@ -139,6 +136,15 @@ impl Held {
                 return Created::Answered(Err(ApiError::NoSuitablePeers(text)));
             }
         };
+        match moving_here(&store.router).await {
+            // It is to be here, or is already, and has not been opened.
+            Ok(moving) if moving.iter().any(|one| one.stream == config.name) => {
+                let node = self.0.member.member.name.clone();
+                return Created::Answered(Err(ApiError::StreamOffline { node }));
+            }
+            Ok(_) => {}
+            Err(error) => return Created::Answered(Err(error)),
+        }
         // Also of one that is here: perhaps it was deleted, and this node has not heard of it.
         let had = info_of(&store.router, &config.name).await.ok();
         let subjects =
@@ -163,15 +169,9 @@ impl Held {
         }
         let answer = ask(&store.router, Request::CreateStream(Box::new(config.clone()))).await;
         match &answer {
-            Ok(_) => {
-                self.found(&config.name);
-                // Who ceased to lead meanwhile has told everybody that nothing is here; what leads from now on is told again.
-                if self.term() != Ok(term) {
-                    self.gone(&config.name);
-                }
-            }
+            Ok(_) => self.found_in(term, &config.name),
             // It may be there after a restart, or where another node leads.
-            Err(ApiError::LogFailed | ApiError::NotLeader) => {}
+            Err(ApiError::LogFailed | ApiError::NotLeader | ApiError::StreamOffline { .. }) => {}
             Err(_) if had.is_some() => {}
             Err(_) => drop(catalogue::release(&self.0.main, &config.name, &store.id, term).await),
         }
@@ -180,13 +180,9 @@ impl Held {
 
     async fn update(&self, config: &StreamConfig, term: u64) -> Answer {
         let Some(store) = self.0.store.get() else { return Err(ApiError::StreamNotFound) };
-        let config = &self.fit(config)?;
         let old = info_of(&store.router, &config.name).await?.config;
-        let to = match self.here() {
-            Some(here) => self.place_of_update(&old, config, here)?,
-            None => self.stays(&old, config).map(|()| None)?,
-        };
-        let answer = self.update_here(store, config, old.subjects, term).await;
+        let (config, to) = self.place_of_update(&old, config, self.here()).await?;
+        let answer = self.update_here(store, &config, old.subjects, term).await;
         if let (Ok(_), Some(to)) = (&answer, to) {
             self.announce(&config.name, to).await?;
         }
@@ -346,6 +342,16 @@ impl Change {
             no_responders: true,
         }
     }
+}
+
+/// The configuration as it is kept in a shard of so many nodes.
+pub(super) fn fit_shard(config: &StreamConfig, number: u8, nodes: usize) -> Result<StreamConfig, ApiError> {
+    let replicas = u8::try_from(nodes).unwrap_or(u8::MAX);
+    if config.replicas != 0 && config.replicas != replicas {
+        let text = format!("shard {number} has {nodes} nodes, and the stream asks for {}", config.replicas);
+        return Err(ApiError::NoSuitablePeers(text));
+    }
+    Ok(StreamConfig { replicas, ..config.clone() })
 }
 
 /// The smallest set that has everything of both.

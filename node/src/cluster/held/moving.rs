@@ -1,5 +1,5 @@
-//! The moves that this node carries: of streams that it is to hold alone, and, while it leads, of those that all are to
-//! hold. And what it does with streams that are on their way when it compares itself with the catalogue.
+//! The moves that this node carries: of streams that it is to hold alone, and of those that all are to hold, or a shard,
+//! while it leads that. And what it does with streams that are on their way when it compares itself with the catalogue.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
@@ -14,34 +14,31 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
-use super::changes::{ask, info_of};
+use super::changes::{ask, fit_shard, info_of};
 use super::{Held, Inner, Store};
 use crate::cluster::catalogue;
 use crate::cluster::held;
 use crate::cluster::moves::{Carried, FROZEN_MAX, Stopped, arrive};
+use crate::cluster::shards;
 
 /// Between two looks at what is to move, when nobody says that something is.
 const LOOK: Duration = Duration::from_secs(2);
-
-/// The tag of a placement that names a shard, and the one that names the first.
-const SHARD_TAG: &str = "shard:";
-const FIRST_SHARD: &str = "shard:0";
 
 /// Since when streams take nothing here, by name and move.
 pub(super) type Frozen = BTreeMap<(String, u64), Instant>;
 
 /// Hears what moves, and gives up what does not get on, until the node is gone.
 pub(super) async fn tend(inner: Weak<Inner>) {
-    let Some(told) = inner.upgrade().map(|inner| Arc::clone(&inner.moves)) else { return };
+    let Some(moves) = inner.upgrade().map(|inner| Arc::clone(&inner.member.moves)) else { return };
     let mut frozen = Frozen::new();
     loop {
         let Some(inner) = inner.upgrade() else { return };
         Held(inner).look_at_moves(&mut frozen).await;
-        drop(timeout(LOOK, told.notified()).await);
+        drop(timeout(LOOK, moves.changed.notified()).await);
     }
 }
 
-/// Carries moves until the node is gone, each time that somebody looked at them: one after the other.
+/// Carries moves to one place until the node is gone, each time that somebody looked at them: one after the other.
 pub(super) async fn carry(inner: Weak<Inner>, mut heard: watch::Receiver<Vec<Arrival>>) {
     let mut causes = BTreeMap::new();
     while heard.changed().await.is_ok() {
@@ -82,15 +79,25 @@ impl Held {
 
     /// `causes` says why streams do not move yet, as far as that was told.
     async fn carry_all(&self, causes: &mut BTreeMap<String, String>) {
+        // The leader of a shard carries what comes to it.
+        if self.term().is_err() {
+            return;
+        }
         // What was heard may be done.
         let Ok(arrivals) = catalogue::moving(&self.0.main).await else { return };
         causes.retain(|stream, _| arrivals.iter().any(|arrival| arrival.stream == *stream));
-        let me = self.0.member.cluster.me().0;
+        let here = self.here();
         for arrival in arrivals.iter().filter(|arrival| !arrival.exchanged) {
-            let carried = match &arrival.to {
-                Place::Node { peer, .. } if *peer == me => self.bring_here(arrival).await,
-                Place::Common if self.0.member.leads() => self.bring_to_all(arrival).await,
-                Place::Node { .. } | Place::Common => continue,
+            let carried = match (&arrival.to, &here) {
+                (Place::Node { peer, .. }, Place::Node { peer: me, .. }) if peer == me => {
+                    self.bring_here(arrival).await
+                }
+                (Place::Shard(to), Place::Shard(number)) if to == number => self.bring_here(arrival).await,
+                // Not by each of its shards.
+                (Place::Common, Place::Node { .. }) if self.0.member.leads() => {
+                    self.bring_to_all(arrival).await
+                }
+                (Place::Node { .. } | Place::Shard(_) | Place::Common, _) => continue,
             };
             let stream = &arrival.stream;
             let Err(error) = carried else {
@@ -113,13 +120,17 @@ impl Held {
     async fn bring_here(&self, arrival: &Arrival) -> Result<(), Stopped> {
         let store = self.open().await.map_err(|_does_not_open| ApiError::LogFailed)?;
         let (main, to, stream, id) = (&self.0.main, &store.router, &arrival.stream, arrival.id);
-        let term = self.term()?;
+        self.is_whole()?;
         Carried { main, to, arrival, moves: &self.0.member.moves }.copy().await?;
+        let _turn = self.0.turn.lock().await;
+        // Whoever leads now has the whole copy in the shard's log: who led when it began may not be the same.
+        let term = self.term()?;
+        self.is_whole()?;
         let holder = Some(self.reservation(store, stream, Vec::new(), term));
         let exchange = Rearrange::Exchange { stream: stream.clone(), id, holder };
         catalogue::rearrange(main, exchange).await?;
         arrive(to, Arrive::Open { stream: stream.clone(), id }).await?;
-        self.found(stream);
+        self.found_in(term, stream);
         Ok(())
     }
 
@@ -134,7 +145,8 @@ impl Held {
     async fn tidy(&self, arrivals: &[Arrival], frozen: &mut Frozen) {
         let members = self.0.member.cluster.status().members;
         let is_lost = |place: &Place| match place {
-            Place::Common => false,
+            // A shard outlives its members.
+            Place::Common | Place::Shard(_) => false,
             Place::Node { peer, .. } => !members.iter().any(|member| member.id.0 == *peer),
         };
         for Arrival { stream, id, from, to, exchanged, .. } in arrivals {
@@ -174,11 +186,12 @@ impl Held {
                     if late.contains(&(named(), id)) {
                         warn!(stream, "a move is given up: the stream took nothing for too long");
                         catalogue::rearrange(main, Rearrange::Cancel { stream: named(), id }).await?;
-                        self.thaw(store, stream, id).await?;
+                        self.thaw(store, stream, id, term).await?;
                     }
                 }
                 (MovingState::Leaving, Some(true)) => {
                     ask(router, Request::Move(Box::new(MoveRequest::Drop { stream: named(), id }))).await?;
+                    self.gone(stream);
                     info!(stream, "another shard has the stream: forgotten here");
                     catalogue::rearrange(main, Rearrange::Forget { stream: named(), id }).await?;
                 }
@@ -186,14 +199,14 @@ impl Held {
                     // Given up; or deleted meanwhile.
                     let wanted = self.reservation(store, stream, subjects.clone(), term);
                     match catalogue::reserve(main, wanted).await {
-                        Ok(have) if have.store == store.id => self.thaw(store, stream, id).await?,
+                        Ok(have) if have.store == store.id => self.thaw(store, stream, id, term).await?,
                         Ok(_) | Err(_) => warn!(stream, "a stream that moved is not known where it went"),
                     }
                 }
                 (MovingState::Arriving | MovingState::Arrived, Some(false)) => {}
                 (MovingState::Arrived, Some(true) | None) if is_mine => {
                     arrive(router, Arrive::Open { stream: named(), id }).await?;
-                    self.found(stream);
+                    self.found_in(term, stream);
                 }
                 (MovingState::Arriving | MovingState::Arrived, Some(true) | None) => {
                     ask(router, Request::Move(Box::new(MoveRequest::Drop { stream: named(), id }))).await?;
@@ -203,77 +216,86 @@ impl Held {
         Ok(())
     }
 
-    async fn thaw(&self, store: &Store, stream: &str, id: u64) -> Result<(), ApiError> {
+    async fn thaw(&self, store: &Store, stream: &str, id: u64, term: u64) -> Result<(), ApiError> {
         let thaw = MoveRequest::Thaw { stream: stream.to_owned(), id };
         ask(&store.router, Request::Move(Box::new(thaw))).await?;
-        self.found(stream);
+        self.found_in(term, stream);
         Ok(())
     }
 
-    /// Where the streams here are; not of a numbered shard, for none comes or goes there.
-    pub(super) fn here(&self) -> Option<Place> {
+    /// Where the streams here are.
+    pub(super) fn here(&self) -> Place {
         match &self.0.place {
             held::Place::Node { .. } => {
                 let member = &self.0.member;
-                Some(Place::Node { node: member.member.name.clone(), peer: member.cluster.me().0 })
+                Place::Node { node: member.member.name.clone(), peer: member.cluster.me().0 }
             }
-            held::Place::Shard(_) => None,
+            held::Place::Shard(shard) => Place::Shard(shard.number),
         }
     }
 
-    /// Whether a stream of a numbered shard stays there.
-    pub(super) fn stays(&self, old: &StreamConfig, new: &StreamConfig) -> Result<(), ApiError> {
-        if old.placement == new.placement || tags(new).is_empty() {
-            return Ok(());
+    /// Where a stream of this configuration is to be that is there now; a shard that a tag names is perhaps none.
+    fn wanted_place(&self, config: &StreamConfig, now: &Place) -> Result<Place, ApiError> {
+        if let Some(named) = shards::named(config) {
+            let number = named.map_err(ApiError::NoSuitablePeers)?;
+            return Ok(if number == 0 { Place::Common } else { Place::Shard(number) });
         }
-        let text = "a stream of a numbered shard does not move: make another one and publish there";
-        Err(ApiError::StreamUpdateInvalid(text.to_owned()))
-    }
-
-    /// Where a stream of this configuration is to be that is here, or with all, now.
-    fn wanted_place(&self, config: &StreamConfig, now: Place) -> Result<Place, ApiError> {
         let tags = tags(config);
-        if config.replicas > 1 {
-            if tags.iter().any(|tag| tag.starts_with(SHARD_TAG) && tag != FIRST_SHARD) {
-                let text = "no stream moves to a numbered shard: make another one there and publish to it";
-                return Err(ApiError::StreamUpdateInvalid(text.to_owned()));
-            }
-            return Ok(Place::Common);
-        }
-        let stays = match &now {
-            Place::Node { node, .. } => tags.is_empty() || tags.contains(node),
-            Place::Common => false,
+        let stays = match now {
+            Place::Common => config.replicas > 1,
+            Place::Shard(_) => self.fit(config).is_ok(),
+            Place::Node { node, .. } => config.replicas <= 1 && (tags.is_empty() || tags.contains(node)),
         };
         if stays {
-            return Ok(now);
+            return Ok(now.clone());
+        }
+        if config.replicas > 1 {
+            // Of several shards none is a better one: a tag says which.
+            return match now {
+                Place::Shard(_) => self.fit(config).map(|_fits| now.clone()),
+                Place::Common | Place::Node { .. } => Ok(Place::Common),
+            };
         }
         let peer = self.choose(config)?;
-        let members = self.0.member.cluster.status().members;
+        let members = self.0.common.status().members;
         let member = members.iter().find(|member| member.id == peer);
         let node = member.map(|member| member.member.name.clone()).unwrap_or_default();
         Ok(Place::Node { node, peer: peer.0 })
     }
 
-    /// The place where a changed configuration wants the stream to be, if it says another one, or says one anew: that
-    /// may be the one where it is, and call it back.
-    pub(super) fn place_of_update(
+    /// A changed configuration as it is kept, and the place where it wants the stream to be, if it says another one, or
+    /// says one anew: that may be the one where it is, and call it back.
+    pub(super) async fn place_of_update(
         &self,
         old: &StreamConfig,
         new: &StreamConfig,
         now: Place,
-    ) -> Result<Option<Place>, ApiError> {
+    ) -> Result<(StreamConfig, Option<Place>), ApiError> {
         // With one replica unsaid the cluster's shard has it: it goes when a place is named.
         let is_unsaid = match new.replicas {
             0 => true,
             1 => old.replicas <= 1 && new.placement.is_none(),
             _ => false,
         };
-        if now == Place::Common && is_unsaid {
-            return Ok(None);
+        if now == Place::Common && is_unsaid && shards::named(new).is_none() {
+            return Ok((new.clone(), None));
         }
-        let says = old.replicas.max(1) != new.replicas.max(1) || old.placement != new.placement;
-        let to = self.wanted_place(new, now.clone())?;
-        Ok(Some(to).filter(|to| says || *to != now))
+        let to = self.wanted_place(new, &now)?;
+        let config = match to {
+            Place::Shard(_) if to == now => self.fit(new)?,
+            Place::Shard(number) => {
+                let (list, _members) = catalogue::shards(&self.0.main).await?;
+                let mut listed = list.shards.iter().map(|listed| &listed.shard);
+                let shard = listed
+                    .find(|shard| shard.number == number)
+                    .ok_or_else(|| ApiError::NoSuitablePeers(format!("there is no shard {number}")))?;
+                fit_shard(new, number, shard.nodes.len())?
+            }
+            Place::Common | Place::Node { .. } => new.clone(),
+        };
+        let says = old.replicas.max(1) != config.replicas.max(1) || old.placement != config.placement;
+        let is_said = says || to != now;
+        Ok((config, Some(to).filter(|_| is_said)))
     }
 
     pub(super) async fn announce(&self, stream: &str, to: Place) -> Result<(), ApiError> {
@@ -282,7 +304,7 @@ impl Held {
         for Arrival { stream, from, to, .. } in arrivals {
             info!(stream, ?from, ?to, "a stream is to move");
         }
-        self.0.moves.notify_one();
+        self.0.member.moves.changed.notify_one();
         Ok(())
     }
 
@@ -290,7 +312,7 @@ impl Held {
     pub(in crate::cluster) async fn update_common(&self, config: StreamConfig) -> Answer {
         let main = &self.0.main;
         let old = info_of(main, &config.name).await?.config;
-        let to = self.place_of_update(&old, &config, Place::Common)?;
+        let (config, to) = self.place_of_update(&old, &config, Place::Common).await?;
         let stream = config.name.clone();
         let answer = ask(main, Request::UpdateStream(Box::new(config))).await;
         if let (Ok(_), Some(to)) = (&answer, to) {

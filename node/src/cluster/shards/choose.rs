@@ -11,7 +11,7 @@ const TAG: &str = "shard:";
 ///
 /// # Errors
 /// What stands there is no number.
-pub(super) fn named(config: &StreamConfig) -> Option<Result<u8, String>> {
+pub(in crate::cluster) fn named(config: &StreamConfig) -> Option<Result<u8, String>> {
     let tags = config.placement.as_ref().map_or(&[][..], |placement| &placement.tags[..]);
     let number = tags.iter().find_map(|tag| tag.strip_prefix(TAG))?;
     Some(number.parse().map_err(|_no_number| format!("{number} is not the number of a shard")))

@@ -33,6 +33,7 @@ use crate::cli::err_chain;
 use crate::cluster::api::Onwards;
 use crate::cluster::held::{Held, of_shard, of_shard_at, send_to};
 use crate::cluster::{NodeCluster, announce, catalogue};
+pub(in crate::cluster) use choose::named;
 use marks::Mark;
 pub use marks::MarkError;
 
@@ -399,7 +400,9 @@ impl Shards {
         let Inner { main, main_api, onwards, .. } = &*self.0;
         let node = NodeCluster { cluster, ..self.0.member.clone() };
         let of_cluster = (main.clone(), main_api.clone());
-        let held = Held::start_shard(of_cluster, node.clone(), number, router.clone(), onwards.clone());
+        let common = self.0.member.cluster.clone();
+        let of_shard = (number, router.clone());
+        let held = Held::start_shard(of_cluster, common, node.clone(), of_shard, onwards.clone());
         let part = Part { node: node.clone(), held };
         tokio::spawn(follow(part.clone(), number, self.0.seen.subscribe()));
         tokio::spawn(announce::tell_events(node, router));

@@ -3,7 +3,7 @@
 use super::consuming::durable;
 use super::*;
 use crate::api::moving::{Arrive, MoveAnswer, MovePage, MoveRequest};
-use crate::api::request::{Arrival, Place, Rearrange, Reservation};
+use crate::api::request::{Arrival, ClusterShard, Place, Rearrange, Reservation};
 use crate::stream::Retention;
 
 impl Shard {
@@ -368,6 +368,117 @@ fn a_stream_that_is_deleted_on_its_way_is_gone() {
     shard.request(Request::Release { stream: "S".into(), store: "store-2".into(), term: 0 }).unwrap();
     assert_eq!(shard.rearrange(Rearrange::List), Ok(vec![]));
     shard.check_recovery();
+}
+
+fn of_shard(number: u8, term: u64) -> Reservation {
+    let (store, node) = (Reservation::store_of_shard(number), format!("shard {number}"));
+    Reservation { store, node, peer: 0, term, ..at_n2() }
+}
+
+#[test]
+fn a_numbered_shard_gets_a_stream_and_gives_it_away_whoever_leads_it() {
+    let mut shard = Shard::new();
+    let reserved = |shard: &mut Shard| shard.request(Request::Reservations);
+    let list = |shard: &mut Shard, number| {
+        let nodes = vec!["n1".to_owned()];
+        shard.request(Request::PutShard(ClusterShard { number, nodes, founder: 1 })).unwrap();
+    };
+    list(&mut shard, 1);
+    shard.request(Request::Reserve(Box::new(of_shard(1, 3)))).unwrap();
+    assert!(matches!(announce(&mut shard, Place::Shard(2)), Err(ApiError::NoSuitablePeers(_))));
+    list(&mut shard, 2);
+    let arrival = announce(&mut shard, Place::Shard(2)).unwrap();
+    assert_eq!((&arrival.from, arrival.store.as_str()), (&Place::Shard(1), "shard-1"));
+    let exchange = |id, holder| Rearrange::Exchange { stream: "S".into(), id, holder };
+    // Nobody else takes it.
+    for other in [None, Some(at_n2()), Some(of_shard(1, 9))] {
+        assert_eq!(shard.rearrange(exchange(arrival.id, other)), Err(ApiError::BadRequest));
+    }
+    // The leader of before asks too, and is late: it changes nothing.
+    for term in [5, 4] {
+        assert!(shard.rearrange(exchange(arrival.id, Some(of_shard(2, term)))).unwrap()[0].exchanged);
+        assert_eq!(reserved(&mut shard), Ok(Response::Reservations(vec![of_shard(2, 5)])));
+    }
+    let release = |store: &str, term| Request::Release { stream: "S".into(), store: store.into(), term };
+    for late in [release("shard-2", 4), release("shard-1", 9)] {
+        shard.request(late).unwrap();
+        assert_eq!(reserved(&mut shard), Ok(Response::Reservations(vec![of_shard(2, 5)])));
+    }
+    shard.check_recovery();
+    assert!(announce(&mut shard, Place::Common).is_err(), "shard 1 has its copy yet");
+    shard.rearrange(Rearrange::Forget { stream: "S".into(), id: arrival.id }).unwrap();
+
+    let next = announce(&mut shard, n(3)).unwrap();
+    assert_eq!(next.from, Place::Shard(2));
+    let n3 = Reservation { store: "store-3".into(), node: "n3".into(), peer: 3, ..at_n2() };
+    shard.rearrange(exchange(next.id, Some(n3))).unwrap();
+    shard.rearrange(Rearrange::Forget { stream: "S".into(), id: next.id }).unwrap();
+    let next = announce(&mut shard, Place::Shard(1)).unwrap();
+    assert_eq!((&next.from, next.store.as_str()), (&n(3), "store-3"));
+    shard.check_recovery();
+}
+
+#[test]
+fn a_stream_of_the_first_shard_goes_to_a_numbered_one_and_comes_back() {
+    let mut shard = Shard::with(s());
+    let nodes = vec!["n1".to_owned()];
+    shard.request(Request::PutShard(ClusterShard { number: 1, nodes, founder: 1 })).unwrap();
+    shard.publish("s.a", "first").unwrap();
+    let id = announce(&mut shard, Place::Shard(1)).unwrap().id;
+    let mut to = Shard::new();
+    to.engine.limits.shard = ShardKind::Numbered(1);
+    copy(&mut shard, &mut to, id);
+    let exchange = |id, holder| Rearrange::Exchange { stream: "S".into(), id, holder };
+    let holder = || Some(of_shard(1, 7));
+    assert!(shard.rearrange(exchange(id, holder())).is_err(), "it is not frozen");
+    shard.freeze(id).unwrap();
+    rest(&mut shard, &mut to, id);
+    shard.rearrange(exchange(id, holder())).unwrap();
+    assert_eq!(shard.engine.streams.len(), 0);
+    assert_eq!(shard.request(Request::Reservations), Ok(Response::Reservations(vec![of_shard(1, 7)])));
+    // Until it is opened nobody makes another one of it there.
+    assert!(matches!(to.create(s()), Err(ApiError::StreamOffline { .. })));
+    to.arriving(Arrive::Open { stream: "S".into(), id }).unwrap();
+    assert_eq!(to.publish("s.a", "second"), stored(2));
+    let back = announce(&mut shard, Place::Common).unwrap().id;
+    copy(&mut to, &mut shard, back);
+    to.freeze(back).unwrap();
+    rest(&mut to, &mut shard, back);
+    shard.rearrange(exchange(back, None)).unwrap();
+    assert_eq!(shard.publish("s.a", "third"), stored(3));
+    assert_eq!(shard.request(Request::Reservations), Ok(Response::Reservations(vec![])));
+    shard.check_recovery();
+}
+
+#[test]
+fn whoever_carried_a_move_before_does_not_touch_the_copy_of_a_later_one() {
+    let (mut from, mut to) = (queue(), Shard::new());
+    let id = announce(&mut from, n(3)).unwrap().id;
+    copy(&mut from, &mut to, id);
+    from.freeze(id).unwrap();
+    rest(&mut from, &mut to, id);
+    let begin = |id, rows| Arrive::Begin { stream: "S".into(), id, rows };
+    let rows = rows(&mut from);
+    assert_eq!(to.arriving(begin(id - 1, rows.clone())), Err(ApiError::StreamNotFound));
+    to = to.recovered();
+    assert_eq!(to.arriving(begin(id - 1, rows.clone())), Err(ApiError::StreamNotFound));
+    let (_, is_whole) = to.arriving(begin(id, rows.clone())).unwrap();
+    assert!(is_whole);
+    // Of a later one the copy is another.
+    let (last, is_whole) = to.arriving(begin(id + 1, rows)).unwrap();
+    assert_eq!((last, is_whole), (Sequence(0), false));
+    assert_eq!(to.engine.streams.len(), 1);
+}
+
+#[test]
+fn what_a_move_is_told_is_in_the_log() {
+    let mut from = queue();
+    // No answer to an ack waits for the log.
+    from.engine.take_commit_wanted();
+    from.ack("c", 4, None);
+    assert!(!from.engine.take_commit_wanted());
+    from.asked(MoveRequest::Dead { stream: "S".into(), from: Sequence(0) }).unwrap();
+    assert!(from.engine.take_commit_wanted());
 }
 
 impl Shard {
