@@ -1,6 +1,6 @@
 //! [`Transport`]: the endpoint, and everything that hangs on it.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -16,7 +16,9 @@ use super::ended::nobody_listens;
 use super::guesses::Guesses;
 use super::introduce::Failed;
 use super::session::{Numbers, close, closed};
-use super::settings::{ConfigError, Configs, HANDSHAKE_MAX, INCOMING_MAX, Kind, RETRY_ABOVE, SWEEP};
+use super::settings::{
+    ConfigError, Configs, HANDSHAKE_MAX, INCOMING_MAX, Kind, RECEIVE_BYTES, RETRY_ABOVE, SWEEP,
+};
 use super::table::{PeerSnapshot, Table};
 use super::tunnel::{Hubs, TunnelHandler};
 use crate::certificates::{Certificates, chain};
@@ -109,7 +111,7 @@ impl Transport {
         }
         let configs = Configs::new(options.kind, &loaded)?;
         let at = |source| BindError::Bind { address: options.listen, source };
-        let socket = std::net::UdpSocket::bind(options.listen).map_err(at)?;
+        let socket = bind(options.listen).map_err(at)?;
         // The key of stateless resets is random, as is that of Retry tokens.
         let server = configs.server.as_deref().filter(|_| options.kind.listens()).cloned();
         let endpoint =
@@ -207,7 +209,7 @@ impl Transport {
     /// # Errors
     /// The address cannot be bound.
     pub fn rebind(&self, listen: SocketAddr) -> std::io::Result<()> {
-        self.0.endpoint.rebind(std::net::UdpSocket::bind(listen)?)
+        self.0.endpoint.rebind(bind(listen)?)
     }
 
     /// Ends all sessions, tells the peers, and waits until they were told, not for long.
@@ -230,6 +232,16 @@ impl Transport {
             warn!("some peers did not hear that this node leaves");
         }
     }
+}
+
+/// A UDP socket with room for what comes in at once.
+fn bind(listen: SocketAddr) -> std::io::Result<UdpSocket> {
+    let socket = UdpSocket::bind(listen)?;
+    // The system gives what it allows. Less is slower, and no fault.
+    if let Err(error) = socket2::SockRef::from(&socket).set_recv_buffer_size(RECEIVE_BYTES) {
+        warn!(err = %error, "the receive buffer of the UDP socket stays as it is");
+    }
+    Ok(socket)
 }
 
 /// A connection that is not through the handshake.

@@ -95,6 +95,10 @@ pub(super) const INCOMING_MAX: usize = 1024;
 const INCOMING_BYTES_MAX: u64 = 8 << 20;
 const INCOMING_BYTES_EACH: u64 = 64 << 10;
 
+/// Of the socket. Linux gives no more than `net.core.rmem_max`; with its usual 208 KiB datagrams are dropped when several
+/// peers send at once, and are sent again.
+pub(super) const RECEIVE_BYTES: usize = 4 << 20;
+
 /// TLS and the first words together.
 pub(super) const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 /// A session that does not answer within this gives way to another.
