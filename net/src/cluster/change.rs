@@ -159,6 +159,10 @@ impl Inner {
         self.raft.metrics().borrow_watched().membership_config.membership().voter_ids().collect()
     }
 
+    fn is_half_changed(&self) -> bool {
+        self.raft.metrics().borrow_watched().membership_config.membership().get_joint_config().len() > 1
+    }
+
     fn is_member(&self, id: PeerId) -> bool {
         self.raft.metrics().borrow_watched().membership_config.membership().get_node(&id.0).is_some()
     }
@@ -222,6 +226,23 @@ impl Inner {
             Ok(true) => Ok(()),
             Ok(false) => Err(ChangeError::Unknown("Raft has stopped".to_owned())),
             Err(timed_out) => Err(ChangeError::Unknown(timed_out.to_string())),
+        }
+    }
+}
+
+/// Finishes what a leader that is gone has begun: a change of voters has two steps, and without the second every entry needs a
+/// majority of the old voters and of the new ones for ever.
+pub(super) async fn finish(inner: Arc<Inner>) {
+    while !inner.ended() {
+        runtime::sleep(inner.options.election.1).await;
+        if inner.books.leads().is_none() || !inner.is_half_changed() {
+            continue;
+        }
+        // Of this leader's own the second step is under way.
+        let Ok(_one) = inner.changing.try_lock() else { continue };
+        match inner.members(ChangeMembers::AddVoterIds(BTreeSet::new())).await {
+            Ok(()) => tracing::info!("a change of the members that another leader began is finished"),
+            Err(error) => tracing::debug!(err = %error, "a change of the members is not finished yet"),
         }
     }
 }

@@ -7,7 +7,7 @@ use beamlog_router::replica::Proposal;
 use openraft::{ServerState, async_runtime::WatchReceiver, impls::OneshotResponder};
 use tokio::sync::mpsc;
 
-use super::{Cluster, ClusterState, Inner, Standing, memory, seat::Word, status, succession, time};
+use super::{Cluster, ClusterState, Inner, Standing, change, memory, seat::Word, status, succession, time};
 use crate::{
     peer::PeerId,
     raft::{Data, raft_index},
@@ -21,6 +21,7 @@ pub(super) fn start(cluster: &Cluster, inbox: mpsc::UnboundedReceiver<Word>) {
     drop(runtime::spawn(succession::watch(Arc::clone(&cluster.inner))));
     drop(runtime::spawn(time::keep(Arc::clone(&cluster.inner))));
     drop(runtime::spawn(memory::keep(Arc::clone(&cluster.inner))));
+    drop(runtime::spawn(change::finish(Arc::clone(&cluster.inner))));
 }
 
 /// Carries the driver's words.

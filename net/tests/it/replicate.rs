@@ -7,7 +7,7 @@ use beamlog_net::{
     cluster::{Change, ChangeError, MemberRole, Standing},
     peer::PeerId,
 };
-use beamlog_router::{RouterOptions, api::request::Published};
+use beamlog_router::{RouterOptions, api::request::Published, replica::Role};
 
 use crate::world::{LONG, World, copy, member, until};
 
@@ -65,6 +65,38 @@ async fn a_node_tells_others_who_the_members_are() {
     world.stop(0).await;
     assert_eq!(world.cluster(1).ask_members(PeerId(1)).await, None);
     world.stop(1).await;
+}
+
+/// A change of voters has two steps. Who asked for it may be gone with the leader.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_members_that_a_leader_left_half_made_is_finished_by_the_next() {
+    const GOES: usize = 3;
+    let world = World::formed(4).await;
+    world.cluster(world.leader().await).change(Change::Transfer { to: Some(world.id(0)) }).await.unwrap();
+    until("n0 leads", || matches!(*world.cluster(0).role().borrow(), Role::Leader { .. }).then_some(()))
+        .await;
+    world.settled().await;
+    // The others hear it, and it hears nobody: the first step is in their logs, and it does not make the second.
+    for other in 1..4 {
+        world.wires.cut(world.id(other), world.id(0));
+    }
+    let (cluster, goes) = (world.cluster(0).clone(), world.id(GOES));
+    let asked = tokio::spawn(async move { cluster.change(Change::Remove { id: goes }).await });
+    until("the others have the first step", || {
+        (1..4).all(|at| world.cluster(at).status().changing).then_some(())
+    })
+    .await;
+    world.wires.isolate(world.id(0));
+    let leader = world.leader_among(&[1, 2, 3]).await;
+    assert_ne!(leader, 0);
+    until("the change is made", || {
+        let status = world.cluster(1).status();
+        (!status.changing && status.members.iter().all(|member| member.id != goes)).then_some(())
+    })
+    .await;
+    world.wires.heal();
+    world.publish("after").await;
+    drop(asked.await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
