@@ -39,9 +39,6 @@ impl LogEntry {
         out.into()
     }
 
-    /// No frame takes less.
-    pub const FRAME_BYTES_MIN: u64 = FRAME_HEADER_BYTES as u64;
-
     /// Bytes of the frame that it takes.
     #[must_use]
     pub const fn frame_bytes(&self) -> u64 {

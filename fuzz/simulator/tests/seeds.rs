@@ -129,12 +129,6 @@ fn a_log_that_lost_its_last_sector_is_shorter_from_then_on() {
     }
 }
 
-/// The last entry of a log was in doubt, and all others had gone on so far that none had it any more: its node waited for ever.
-#[test]
-fn an_entry_in_doubt_that_all_others_have_left_behind_is_not_waited_for() {
-    holds(8944);
-}
-
 #[test]
 fn the_first_300_seeds_hold() {
     let jobs = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);

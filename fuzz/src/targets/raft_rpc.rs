@@ -73,7 +73,6 @@ pub fn seeds() -> Vec<Vec<u8>> {
         Answer::Have(Have::Never),
         Answer::Have(Have::Entry(entry(6, 2, b"records"))),
         Answer::Have(Have::Unknown),
-        Answer::Have(Have::Passed(Index(9))),
         Answer::Time(Timestamp(1_767_225_600_000_000_000)),
         Answer::Members { membership_id: id(4, 2), membership: b"who".as_slice().into() },
         Answer::Chunk(b"bytes".as_slice().into()),

@@ -2,9 +2,7 @@
 //! peers give what stood there, or enough of them say that it never counted.
 //!
 //! Enough is what leaves no quorum: with N voters of which Q are one, N − Q + 1 that have no such entry and a log
-//! without doubt of their own. Then no quorum ever held it. As many that have committed all that can have stood here, and do
-//! not have it any more, are enough too: every quorum has one of them, which votes for nobody who has less, so that this node
-//! is not needed for it. It gets a copy from the next leader. Less than that is waited for.
+//! without doubt of their own. Then no quorum ever held it. Less than that is waited for.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -25,8 +23,6 @@ use crate::{
 const ASK: Duration = Duration::from_secs(5);
 /// Between two rounds of questions.
 const AGAIN: Duration = Duration::from_millis(200);
-/// What a disk writes at once.
-const SECTOR_BYTES: u64 = 4096;
 /// Rounds between two lines in the log.
 const QUIET_ROUNDS: u32 = 50;
 
@@ -34,7 +30,6 @@ const QUIET_ROUNDS: u32 = 50;
 enum Verdict {
     Entry(LogEntry),
     Never,
-    Passed,
     Open,
 }
 
@@ -59,8 +54,6 @@ struct Question<'a> {
     before: EntryId,
     /// That of the entry behind it, if its header could be read.
     term: Option<Term>,
-    /// Bytes in doubt from there on; `None` if no entry behind that one is.
-    bytes: Option<u64>,
 }
 
 /// Returns when the end of the log is certain.
@@ -84,9 +77,9 @@ pub(super) async fn settle(
         voters: &voters,
         before: state.last,
         term: doubt.term,
-        bytes: (!doubt.is_one).then_some(doubt.bytes),
     };
     let mut settled = false;
+    let mut left = doubt.bytes;
     let mut rounds = 0_u32;
     loop {
         match question.ask().await {
@@ -99,7 +92,7 @@ pub(super) async fn settle(
             }
             Verdict::Entry(entry) => {
                 let index = question.index();
-                question.bytes = question.bytes.map(|bytes| bytes.saturating_sub(entry.frame_bytes()));
+                left = left.saturating_sub(entry.frame_bytes());
                 (question.before, question.term) = (entry.id, None);
                 if settled {
                     append(shard, entry).await?;
@@ -110,16 +103,9 @@ pub(super) async fn settle(
                 tracing::info!(%index, "an entry in doubt was given by a peer");
                 // What does not fit in what is in doubt never was here. It comes later, as to every follower: who
                 // asked for all that the others have would not come to an end while they store more.
-                if question.bytes.is_none_or(|bytes| bytes == 0) {
+                if doubt.is_one || left == 0 {
                     return Ok(());
                 }
-            }
-            Verdict::Passed => {
-                if !settled {
-                    shard.settle_tail(None).await?;
-                }
-                tracing::info!(first = %question.index(), "what is in doubt is committed or never was, and others have gone on");
-                return Ok(());
             }
             Verdict::Open => {
                 if rounds.is_multiple_of(QUIET_ROUNDS) {
@@ -137,22 +123,17 @@ impl Question<'_> {
         self.before.index.next()
     }
 
-    fn most(&self) -> Index {
-        most(self.index(), self.bytes)
-    }
-
     async fn ask(&self) -> Verdict {
         let quorum = self.voters.len() / 2 + 1;
         // So many others have one in common with every quorum of which this node was part.
         let enough = (self.voters.len() + 1).saturating_sub(quorum).max(1);
-        let (mut never, mut passed) = (0, 0);
+        let mut never = 0;
         let mut given: Vec<(PeerId, LogEntry)> = Vec::new();
         for peer in self.voters.iter().copied().map(PeerId).filter(|peer| *peer != self.me) {
             match self.have(peer, self.index()).await {
                 Some(Have::Entry(entry)) => given.push((peer, entry)),
                 Some(Have::Never) => never += 1,
-                Some(Have::Passed(upto)) if upto >= self.most() => passed += 1,
-                Some(Have::Passed(_) | Have::Unknown) | None => {}
+                Some(Have::Unknown) | None => {}
             }
         }
         match judge(given, never, enough, self.term) {
@@ -162,10 +143,9 @@ impl Question<'_> {
                 Some(Have::Entry(before)) if before.id == self.before => Verdict::Entry(entry),
                 // Behind another entry stands another one; and no quorum can have held ours.
                 Some(Have::Entry(_) | Have::Never) => Verdict::Never,
-                Some(Have::Passed(_) | Have::Unknown) | None => Verdict::Open,
+                Some(Have::Unknown) | None => Verdict::Open,
             },
             Judged::Never => Verdict::Never,
-            Judged::Open if passed >= enough => Verdict::Passed,
             Judged::Open => Verdict::Open,
         }
     }
@@ -179,13 +159,6 @@ impl Question<'_> {
             Ok(_) | Err(_) => None,
         }
     }
-}
-
-/// The highest index that can be in doubt, where `index` is the first one with these bytes, or the only one.
-fn most(index: Index, bytes: Option<u64>) -> Index {
-    // Not counted are zeros that an entry of ours may have had at the end of its last sector.
-    let bytes = bytes.map_or(0, |bytes| bytes.saturating_add(SECTOR_BYTES));
-    Index(index.0.saturating_add(bytes / LogEntry::FRAME_BYTES_MIN))
 }
 
 /// `given` are the entries that others have, `never` counts those who have none, `term` is that of what is in doubt.
@@ -224,8 +197,7 @@ pub(super) async fn have(shard: &dyn Shard, index: Index) -> Result<Have, ShardE
         return Ok(Have::Never);
     }
     if index <= state.history_from.index || !shard.keeps_messages() {
-        let upto = state.applied.index.min(state.last.index);
-        return Ok(if index <= upto { Have::Passed(upto) } else { Have::Unknown });
+        return Ok(Have::Unknown);
     }
     Ok(shard.read(index, index.next(), 0).await?.pop().map_or(Have::Unknown, Have::Entry))
 }
@@ -266,15 +238,6 @@ mod tests {
         let given = vec![(ONE, entry(3)), (OTHER, entry(4))];
         assert_eq!(judge(given, 0, 2, None), Judged::Perhaps(OTHER, entry(4)));
         assert_eq!(judge(vec![(ONE, entry(3))], 0, 2, None), Judged::Open);
-    }
-
-    #[test]
-    fn as_many_entries_are_in_doubt_as_the_bytes_may_be() {
-        assert_eq!(most(Index(7), None), Index(7));
-        let each = LogEntry::FRAME_BYTES_MIN;
-        let beside = SECTOR_BYTES / each;
-        assert!(most(Index(7), Some(5 * each)).0 >= 7 + 5 + beside);
-        assert!(most(Index(7), Some(0)).0 >= 7 + beside);
     }
 
     #[test]

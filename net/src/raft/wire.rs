@@ -134,10 +134,8 @@ pub enum Have {
     /// Its log ends before, and that is certain.
     Never,
     Entry(LogEntry),
-    /// It cannot say.
+    /// It cannot say, or not any more.
     Unknown,
-    /// It was committed, and is not here any more. All up to this index is committed and on this disk.
-    Passed(Index),
 }
 
 /// What became of an append.
@@ -439,10 +437,6 @@ impl Answer {
                         put_entry(&mut out, entry);
                     }
                     Have::Unknown => out.put_u8(2),
-                    Have::Passed(upto) => {
-                        out.put_u8(3);
-                        out.put_u64_le(upto.0);
-                    }
                 }
             }
             Self::Time(time) => {
@@ -509,10 +503,6 @@ impl Answer {
                     entry => Have::Entry(entry),
                 },
                 2 => Have::Unknown,
-                3 => match bytes.u64()? {
-                    upto @ 1..=INDEX_MAX => Have::Passed(Index(upto)),
-                    _ => return Err(WireError::Bounds("an index")),
-                },
                 _ => return Err(WireError::Bounds("an outcome")),
             }),
             kind => return Err(WireError::Kind(kind)),
