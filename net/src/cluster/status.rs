@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use beamlog_log::{EntryId, Index, Term};
 use beamlog_router::replica::Role;
-use openraft::{ServerState, async_runtime::WatchReceiver};
+use openraft::{RaftMetrics, ServerState, async_runtime::WatchReceiver};
 
 use super::{Inner, Member};
 use crate::{
     peer::PeerId,
-    raft::{Membership, entry_id},
+    raft::{Membership, Types, entry_id},
     runtime::{self, Moment},
 };
 
@@ -103,7 +103,6 @@ pub(super) fn of(inner: &Inner) -> ClusterStatus {
     let voters: Vec<u64> = membership.voter_ids().collect();
     let committed = entry_id(metrics.local_committed.as_ref()).index;
     let applied = inner.machine.applied().index;
-    // It counts from where it stands in the log, and may be cut from there again.
     let members_by = entry_id(metrics.membership_config.log_id().as_ref());
     let members = membership
         .nodes()
@@ -136,7 +135,7 @@ pub(super) fn of(inner: &Inner) -> ClusterStatus {
         role: *inner.role.borrow(),
         members,
         members_by,
-        changing: membership.get_joint_config().len() > 1 || members_by.index > committed.max(applied),
+        changing: !is_settled(&metrics, applied),
         last,
         durable,
         committed,
@@ -149,10 +148,15 @@ pub(super) fn settled_membership(inner: &Inner) -> Option<(EntryId, Membership)>
     let metrics = inner.raft.metrics();
     let metrics = metrics.borrow_watched();
     let by = entry_id(metrics.membership_config.log_id().as_ref());
-    let committed = entry_id(metrics.local_committed.as_ref()).index.max(inner.machine.applied().index);
-    let membership = metrics.membership_config.membership();
-    let settled = by.index.0 > 0 && by.index <= committed && membership.get_joint_config().len() == 1;
-    settled.then(|| (by, membership.clone()))
+    let is_certain = by.index.0 > 0 && is_settled(&metrics, inner.machine.applied().index);
+    is_certain.then(|| (by, metrics.membership_config.membership().clone()))
+}
+
+/// A membership counts from where it stands in the log, and may be cut from there again; and a change has two steps.
+fn is_settled(metrics: &RaftMetrics<Types>, applied: Index) -> bool {
+    let by = entry_id(metrics.membership_config.log_id().as_ref());
+    let committed = entry_id(metrics.local_committed.as_ref()).index;
+    metrics.membership_config.membership().get_joint_config().len() <= 1 && by.index <= committed.max(applied)
 }
 
 /// When this leader last heard of a quorum, if it has; `None` if it does not lead.

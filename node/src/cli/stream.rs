@@ -157,10 +157,10 @@ pub(crate) struct StreamSettings {
     /// How long a message id is remembered, like 2m.
     #[arg(long, value_name = "DURATION")]
     pub(crate) duplicate_window: Option<Span>,
-    /// Nodes of the cluster that hold it: 1 is one of them alone, more are all that vote.
+    /// Nodes of the cluster that hold it: 1 is one of them alone, more are those of a shard.
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u8).range(1..=5))]
     pub(crate) replicas: Option<u8>,
-    /// The node that is to hold a stream with one replica; the one that is asked when absent.
+    /// Where it is to be: the node that holds a stream with one replica (absent: the one that is asked), or `shard:<number>`.
     #[arg(long = "tag", value_delimiter = ',', value_name = "NODES")]
     pub(crate) tags: Option<Vec<String>>,
     /// Let one message replace all earlier ones by a Nats-Rollup header.

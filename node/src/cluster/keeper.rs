@@ -1,6 +1,6 @@
 //! What keeps a member going: it finds the others, asks to be taken in, and tells mesh and API who leads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -104,14 +104,19 @@ impl Silence {
 /// A name belongs to the member that has it: who was removed has none any more, so that an emptied node can come back
 /// under its own.
 fn give_names(node: &NodeCluster, before: &BTreeMap<PeerId, Member>, now: &BTreeMap<PeerId, Member>) {
-    for removed in before.keys().filter(|id| !now.contains_key(id)) {
+    let mut freed = BTreeSet::new();
+    for (removed, Member { name, .. }) in before.iter().filter(|(id, _)| !now.contains_key(id)) {
         node.transport.forget(*removed);
+        freed.insert(name);
     }
     for (id, Member { name, .. }) in now {
         let is_other = |peer: &PeerSnapshot| peer.id != *id && peer.name == *name;
         if let Some(other) = node.transport.peers().into_iter().find(is_other) {
-            info!(%name, member = %id, former = %other.id, "the name is another node's now");
             node.transport.forget(other.id);
+            freed.insert(name);
+        }
+        if freed.contains(name) {
+            info!(%name, member = %id, "the name is another node's now");
             // Not whoever of both comes first. It may be known by now, which is as good.
             node.transport.remember(*id, name).ok();
         }

@@ -372,20 +372,25 @@ async fn a_stream_moves_between_shards_and_a_node_under_load() {
     begun.finish().await;
 }
 
+/// The stream is on its way to a shard when a node is killed. What was copied is in the shard's log, and its next leader
+/// goes on.
+async fn arrives_although_one_is_killed(mut begun: Begun, number: u8, killed: usize) {
+    begun.update(3, &[&format!("shard:{number}")]).await;
+    begun.is_being_copied_to(1).await;
+    let folder = begun.site.kill(killed);
+    begun.is_in(number).await;
+    begun.site.start(killed, folder);
+    begun.site.healthy().await;
+    begun.nothing_moves().await;
+    begun.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_leader_of_the_shard_that_gets_a_stream_is_killed_meanwhile() {
     let site = site_of_shards().await;
     led_by(&site, 1, "n2").await;
-    let mut begun = Begun::at(site, 1, "n1", 15_000, 1000).await;
-    begun.update(3, &["shard:1"]).await;
-    begun.is_being_copied_to(1).await;
-    let folder = begun.site.kill(1);
-    // Another node of the shard goes on with what it has of the copy.
-    begun.is_in(1).await;
-    begun.site.start(1, folder);
-    begun.site.healthy().await;
-    begun.nothing_moves().await;
-    begun.finish().await;
+    let begun = Begun::at(site, 1, "n1", 15_000, 1000).await;
+    arrives_although_one_is_killed(begun, 1, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -393,13 +398,6 @@ async fn the_leader_of_the_shard_that_has_a_stream_is_killed_meanwhile() {
     let site = site_of_shards().await;
     led_by(&site, 1, "n1").await;
     led_by(&site, 2, "n2").await;
-    let mut begun = Begun::at(site, 3, "shard:1", 15_000, 1000).await;
-    begun.update(3, &["shard:2"]).await;
-    begun.is_being_copied_to(1).await;
-    let folder = begun.site.kill(0);
-    begun.is_in(2).await;
-    begun.site.start(0, folder);
-    begun.site.healthy().await;
-    begun.nothing_moves().await;
-    begun.finish().await;
+    let begun = Begun::at(site, 3, "shard:1", 15_000, 1000).await;
+    arrives_although_one_is_killed(begun, 2, 0).await;
 }
